@@ -968,8 +968,7 @@ class Owner:
             views.fold(poison.run_id, msgspec.msgpack.decode(poison.event, type=Transition))
         if committed is not None:
             shard.commit_accepted()
-            if batch.batch.runs:
-                self.recent_commits.accepted(shard, shard.commits, batch)
+            self.recent_commits.accepted(shard, shard.commits, batch)
             if committed.entry:
                 if shard.forget_at == math.inf:
                     shard.forget_at = 0.0  # a run may have ended

@@ -1,7 +1,7 @@
 """Which runs are paused: what the pauses of workflows and the messages to a run make of it.
 
 Owns: that decision, for the moment when a run is read, and whether it has to be read again. Must not: run code, or talk
-to the server. Called by: the owner and its batches.
+to the server. Called by: the owner, its batches, what is kept of its commits.
 
 The pause of a workflow is a note on the server, which daemons read with their heartbeats; a run of it is paused when
 something comes for it, and goes on when the note is gone. The pause of a run is a message to it, and stands in its

@@ -30,6 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from streamflow.daemon.paused import CHANGES
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.starts import HeldStart
 from streamflow.errors import StoreError
@@ -125,8 +126,11 @@ class RecentCommits:
     # --- what is kept -------------------------------------------------------------------------------------------------
 
     def accepted(self, shard: OwnedShard, number: int, batch: ShardBatch) -> None:
-        """The server has accepted this commit, the `number`-th under the shard's token, or may have."""
-        kept = batch.batch
+        """The server has accepted this commit, the `number`-th under the shard's token, or may have. One without
+        transitions is kept if it has taken requests: after later ones, these would have an effect."""
+        if not batch.batch.runs and not _has_requests(batch):
+            return
+        kept = batch.batch if batch.batch.runs else Batch("", acks=batch.batch.acks)
         taken: Sequence[InboxMessage] = ()
         size = batch.size + COMMIT_BYTES + RUN_BYTES * len(kept.runs)
         if kept.acks or batch.admitted:
@@ -169,7 +173,7 @@ class RecentCommits:
         messages = list(shard.inbox)
         messages += [message for work in shard.aside.values() for message in work.messages]
         if under_way is not None:
-            if under_way.is_sent and under_way.batch.runs:
+            if under_way.is_sent:
                 self.accepted(shard, shard.commits + 1, under_way)
             messages += [message for work in under_way.work.values() for message in work.messages]
         messages += [held.messages[0] for held in self._held.values() if held.shard is shard]
@@ -536,7 +540,7 @@ class _Mending:
                     batch.moves.append((run_id, "", keys.tenant(header.tenant), header.created))
                 batch.acks += self._starts_again.get(run_id, ())
             batch.runs.append(RunWrite(run_id, expected, write.header, state, write.transition))
-        if not batch.runs:
+        if kept.runs and not batch.runs:
             return None
         refused = self._refused
         batch.moves += [move for move in kept.moves if move[0] not in refused]
@@ -544,7 +548,7 @@ class _Mending:
         batch.puts += [put for put in kept.puts if not self._is_of_refused(put)]
         self._add_attempts(entry, batch)
         self._take_messages(entry, batch, now)
-        return batch
+        return batch if batch.runs or batch.acks or batch.puts else None
 
     def _add_attempts(self, entry: _Kept, batch: Batch) -> None:
         written = {write.run_id for write in batch.runs}
@@ -597,6 +601,14 @@ class _Mending:
         if put.key in (keys.steps, keys.details):
             return put.field.rpartition("/")[0] in self._refused
         return put.key.removeprefix(keys.published("")) in self._refused
+
+
+def _has_requests(batch: ShardBatch) -> bool:
+    """Whether it has acknowledged messages that would change something later: a second pause, behind the resume."""
+    acks = batch.batch.acks
+    return bool(acks) and any(
+        message.kind in CHANGES and message.id in acks for work in batch.work.values() for message in work.messages
+    )
 
 
 def _run_of(step: str) -> str:

@@ -276,6 +276,40 @@ async def test_what_an_owner_has_committed_is_there_again(
         await check_views(client)
 
 
+@pytest.mark.parametrize("last", ["resume", "pause"])
+async def test_a_request_that_changed_nothing_is_not_taken_later(server: EmbeddedServer, last: str) -> None:
+    """A second pause before the resume, or a resume before the pause: its commit had no transition, and is lost."""
+    async with (
+        running_daemon(app, server, NAMESPACE, crash=False, **SLOW_BEAT) as daemon,
+        sf.connect(server.url, namespace=NAMESPACE) as client,
+    ):
+        run, *_ = await three_that_wait(client)
+
+        async def has(status: sf.Status) -> bool:
+            return (await run.describe()).status == status
+
+        async def is_taken() -> bool:
+            keys = [client.keys.shard(number).inbox for number in range(FAST["shards"])]
+            return not any(await client.store.send([Call.plain("XLEN", key) for key in keys]))
+
+        if last == "resume":
+            await run.pause()
+            await until(lambda: has(sf.Status.PAUSED))
+        backup = Backup(server)
+        await (run.pause() if last == "resume" else run.resume())
+        await until(is_taken)
+        await (run.resume() if last == "resume" else run.pause())
+        expected = sf.Status.RUNNING if last == "resume" else sf.Status.PAUSED
+        await until(lambda: has(expected))
+        before = await run.history()
+        await until(lambda: knows_version(daemon, run.id, len(before)))
+        assert await backup.restore() > 0, "something was lost"
+        await client.start(waits, "later", id="later")  # when it has begun, all is there again
+        await until(lambda: has_version(client.run("later"), 2))
+        await until(is_taken)
+        assert await run.history() == before
+
+
 @pytest.mark.parametrize("owner_lives", [True, False], ids=["the owner has it", "its client has it"])
 async def test_a_lost_fork_is_there_again_with_all_that_it_shares(server: EmbeddedServer, owner_lives: bool) -> None:
     executed.clear()
