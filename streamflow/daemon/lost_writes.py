@@ -8,7 +8,8 @@ they are acquired again, before anything happens in them, and reports), the daem
 A server that was killed with its machine, or a replica that was promoted, lacks the last writes, and FLUSHALL all of
 them. Only the daemon that had them in memory can tell which they were. A shard may be dropped before it is known why
 (its owner's record is gone), so each is remembered for a while. Runs that had ended, or were evicted, shortly before
-the change are among those compared; one of them that somebody has deleted since counts as lost, too.
+the change are among those compared; one of them that somebody has deleted since counts as lost, too, but not one that
+another run of its id has replaced.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from collections.abc import Collection, Mapping
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.starts import HeldStart
 from streamflow.errors import StoreError
-from streamflow.model.record import decode_header
+from streamflow.model.record import Header, decode_header
+from streamflow.model.start_word import start_word
 from streamflow.store.connection import Call, Store
 from streamflow.store.kernel import Kernel
 
@@ -216,9 +218,15 @@ def _compare(run_id: str, header: bytes, stored: bytes | None, gone: list[str], 
     if before.version == 0 and before.parent:
         return  # the start of a child, which its parent's shard delivers again
     if now is None or now.created != before.created:
-        gone.append(run_id)
+        if now is None or not _has_replaced(now, before):
+            gone.append(run_id)
     elif now.version < before.version or (now.version == before.version and now.commit != before.commit):
         set_back.append(f"{run_id} (from transition {before.version} to {now.version})")
+
+
+def _has_replaced(now: Header, before: Header) -> bool:
+    """Whether a start has wanted to be in the place of a run that had ended."""
+    return not before.is_open and now.created > before.created and bool(start_word(now.start).identity)
 
 
 def _name(what: str, runs: list[str]) -> None:

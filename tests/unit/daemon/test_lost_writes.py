@@ -78,6 +78,17 @@ async def test_runs_are_named_by_what_became_of_them(caplog: pytest.LogCaptureFi
     assert server.lost.recent_count == 4
 
 
+async def test_a_run_that_was_replaced_when_it_had_ended_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    with_identity = b"running 1 s.9 950 0 flow - - - - i0123456789abcdef"
+    server = Server(replaced=with_identity, stopped=with_identity, started=header(1, created=950))
+    ended = b"completed 3 s.3 900 920 flow - -"
+    for run_id, line in (("replaced", ended), ("started", ended), ("stopped", header(3))):
+        server.lost.left_memory(0, run_id, line)
+    server.lost.history_changed()
+    await server.lost.report()
+    assert re.findall("runs that are (.*)", caplog.text) == ["gone: started, stopped"]
+
+
 async def test_starts_in_memory_and_runs_that_have_just_ended_are_compared(
     caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
