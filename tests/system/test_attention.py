@@ -158,9 +158,13 @@ async def test_a_step_that_has_become_silent_is_named_and_given_up(serve: Serve,
         await until(is_said)
         assert "step model of a-1b: silent for " in await shell("status", "--check", code=1)
         assert "it may hang: a retry with --step begins its next attempt" in await shell("show", "a-1b")
-        [wait] = (await run.describe()).waits_for
-        assert wait.silent
-        assert wait.reported is not None
+
+        async def is_described() -> bool:
+            """Its daemon stores when the heartbeat came apart from the note that it is silent."""
+            [wait] = (await run.describe()).waits_for
+            return wait.silent and wait.reported is not None
+
+        await until(is_described)
         await shell("retry", "a-1b", "--step", "model")
         assert await run.result(10) == 7
 
