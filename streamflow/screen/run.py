@@ -297,6 +297,8 @@ def _time_out(detail: RunDetail) -> Text | None:
         return Text(f"its time {limit} is over, it cleans up", WARN)
     if detail.header.status == Status.STUCK:
         return Text(f"{limit}: stands still while it is stuck", WARN)
+    if detail.header.status == Status.PAUSED or any(wait.kind == "pause" for wait in detail.waits_for):
+        return Text(f"{limit}: stands still while it is paused", WARN)
     return Text(f"{duration(max(0, found.due - detail.now_ms))} left {limit}")
 
 

@@ -134,6 +134,10 @@ def spans_of(transitions: Iterable[Transition]) -> list[Span]:
                 stuck = _close(stuck, transition.at)
             elif isinstance(event, events.RunFailed):
                 failure = _failure_text(event.failure)
+            elif isinstance(event, events.RunCancelled):
+                start = by_id.get(START)
+                if start is not None and start.end is None:  # its code has never begun
+                    start.end, start.note = transition.at, "cancelled"
             else:
                 _apply_outcome(by_id, transition.at, event)
     return spans

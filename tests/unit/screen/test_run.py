@@ -218,6 +218,10 @@ def test_what_nobody_waits_for_any_more_is_shown_as_cancelled() -> None:
     run = detail((0, [StepScheduled(1, "fetch", NOTHING)]), (2_000, [StepCancelled(1, "fetch")]))
     assert "cancelled" in row(run, "fetch")
     assert "▶" not in row(run, "fetch")
+    cancelled = events.RunCancelled("w", "", 2_000, "enough")
+    delayed = detail((0, [StartDelayed(NOW + 5_000)]), (2_000, [cancelled]), ended=2_000)
+    assert "cancelled" in row(delayed, "start")
+    assert not any(mark in row(delayed, "start") for mark in ("▶", "sleeping"))
 
 
 def test_a_continued_run_shows_its_new_input_and_what_it_carries_over() -> None:
@@ -738,6 +742,11 @@ def test_an_open_run_says_how_much_of_its_time_is_left() -> None:
     stuck = detail((0, [limit, RunStuck("w", "t", "diverged")]))
     stuck.header = msgspec.structs.replace(stuck.header, status="stuck")
     assert time_out(stuck) == ["time-out of 1 m 00 s: stands still while it is stuck"]
+    paused = detail((0, [limit]), now=70_000)
+    paused.header = msgspec.structs.replace(paused.header, status="paused")
+    assert time_out(paused) == ["time-out of 1 m 00 s: stands still while it is paused"]
+    workflow = detail((0, [limit]), now=70_000, waits_for=[Wait(kind="pause", name="workflow")])
+    assert time_out(workflow) == ["time-out of 1 m 00 s: stands still while it is paused"]
     assert time_out(detail((0, [limit]), (9_000, []), ended=9_000)) == []
     assert time_out(detail((0, []))) == []
 
