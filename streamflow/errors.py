@@ -468,11 +468,13 @@ class Diverged(StreamflowError):
     the run continues.
     """
 
+    mend = "Deploy code that makes the recorded decisions, and the run continues."
+
     def __init__(self, run_id: str, number: int, expected: str, found: str, line: str = "") -> None:
         where = f" at {line}" if line else ""
         super().__init__(
             f"run {run_id} diverged at event {number}: the history has {expected}, the code did {found}{where}. "
-            "Deploy code that makes the recorded decisions, and the run continues."
+            f"{self.mend}"
         )
         self.line = line
         self.run_id = run_id

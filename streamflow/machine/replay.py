@@ -335,7 +335,11 @@ class WorkflowMachine(CoroutineMachine):
             effects.events.append(fork)
             self.stuck = False
             self._forget_open()  # it is the other run's
-            failure = Failure("TransitionTooLarge" if reason != self.reason else "NotForked", reason)
+            kind = "TransitionTooLarge" if reason != self.reason else "NotForked"
+            if reason.endswith(Diverged.mend):  # this run has ended, and doesn't go on by itself
+                reason = reason.removesuffix(Diverged.mend)
+                reason += "Deploy code that makes the recorded decisions and retry this run, or fork from before that."
+            failure = Failure(kind, reason)
             if self.pause is not None:  # what is open there would begin
                 text = f"{reason}: a fork of run {fork.of} can't begin. Resume it, and fork again"
                 failure = Failure("Paused", text)

@@ -411,6 +411,8 @@ def test_a_fork_that_does_not_fit_fails_and_harms_nothing() -> None:
     assert [type(event) for event in effects.events] == [RunForked, events.RunFailed]
     assert isinstance(failed := effects.events[-1], events.RunFailed)
     assert failed.failure.kind == "NotForked"
+    assert failed.failure.message.endswith("retry this run, or fork from before that.")
+    assert "continues" not in failed.failure.message
     assert (list(effects.outbox), list(effects.revoked), effects.jobs) == ([], [], [])
     assert effects.attributes == {"step": "first", "forked_from": "rich"} or effects.attributes == {
         "forked_from": "rich"
