@@ -68,9 +68,9 @@ def duration_ms(name: str, text: str) -> int:
     return round(float(match[1]) * _MS[match[2]])
 
 
-def instant_ms(name: str, at: datetime | str, now_ms: int) -> int:
+def instant_ms(name: str, at: datetime | str, now_ms: int, *, known: str = "90s, 15m, 2h, 7d (ago), ") -> int:
     """Ms of an aware datetime, or of a text: `2h` (ago; s, m, h, d, w), `2026-11-28`, `2026-11-28T14:02+01:00`; UTC if
-    it says no zone. Raises `UsageError`."""
+    it says no zone. Raises `UsageError`, which names the `known` forms, too."""
     if isinstance(at, datetime):
         if at.tzinfo is None:
             raise UsageError(f"{name}: {at} has no time zone: use datetime.now(UTC) and the like")
@@ -82,6 +82,6 @@ def instant_ms(name: str, at: datetime | str, now_ms: int) -> int:
         return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{name}: {at[:80]!r} is not a time: use for example 90s, 15m, 2h, 7d (ago), 2026-11-28 or "
+            f"{name}: {at[:80]!r} is not a time: use for example {known}2026-11-28 or "
             "2026-11-28T14:02 (UTC), or with a zone 2026-11-28T14:02+01:00"
         ) from None

@@ -123,8 +123,8 @@ def enqueue(
       streamflow enqueue digest --file runs.jsonl
       streamflow enqueue remind --input 17 --delay 3d --run-timeout 10m
     """
-    _check_options(file, text, run_id, wait, timeout)
-    if on_existing is not None and run_id is None:
+    _check_options(file, text, run_id, wait, timeout, on_existing)
+    if on_existing is not None and run_id is None and file is None:
         raise UsageError("--on-existing is about the run of an id, which is missing: add --id")
     asked = _asked(delay, begins, run_timeout)
     if file is not None:
@@ -167,19 +167,23 @@ def _asked(delay: str | None, at: str | None, timeout: str | None) -> dict[str, 
     if at is not None:
         if is_relative(at):
             raise UsageError(f"--at is a point in time, as 2026-12-24T08:00; for {at} from now use --delay {at}")
-        asked["at"] = instant(instant_ms("--at", at, 0))
+        asked["at"] = instant(instant_ms("--at", at, 0, known=""))
     if timeout is not None:
         asked["timeout"] = duration_ms("--run-timeout", timeout) / 1000
     return asked
 
 
-def _check_options(file: str | None, text: str | None, run_id: str | None, wait: bool, timeout: float | None) -> None:
+def _check_options(
+    file: str | None, text: str | None, run_id: str | None, wait: bool, timeout: float | None, on_existing: str | None
+) -> None:
     if file is not None:
         excluded = [name for name, given in (("--input", text is not None), ("--id", run_id is not None)) if given]
         if wait:
             excluded.append("--wait")
         if excluded:
             raise UsageError(f"--file can't be combined with {excluded[0]}: each line of the file is a separate run")
+        if on_existing not in (None, "existing"):
+            raise UsageError("--on-existing is for one run: of a line of --file whose run exists none is started")
     if timeout is not None and not wait:
         raise UsageError("--timeout limits --wait, which is missing: add --wait, or leave --timeout out")
 
