@@ -43,6 +43,8 @@ def asked_for(
         raise UsageError(f"reducer {workflow.name} can't be started with delay, at or timeout: let it set a timer")
     if delay is not None and at is not None:
         raise UsageError("a start takes delay or at, not both")
+    if at is not None and not isinstance(at, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"at must be a datetime with a zone, got {at!r}")
     if at is not None and at.tzinfo is None:
         raise UsageError(f"at: {at} has no time zone: use datetime.now(UTC) and the like")
     begins = 0 if at is None else max(1, round(at.timestamp() * 1000))

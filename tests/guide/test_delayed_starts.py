@@ -109,6 +109,7 @@ async def test_a_workflows_own_parameter_keeps_its_name() -> None:
         ({"delay": timedelta(days=40_000)}, "at most 100 years"),
         ({"delay": 1, "at": datetime(2030, 1, 1, tzinfo=UTC)}, "delay or at, not both"),
         ({"at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001
+        ({"at": "2030-01-01"}, "at must be a datetime with a zone, got '2030-01-01'"),
         ({"timeout": 0}, "timeout must be more than 0 seconds"),
     ],
 )
