@@ -8,12 +8,13 @@ from __future__ import annotations
 import click
 
 from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
+from streamflow.cli.completing import RUN
 from streamflow.cli.options import checked_id, parse_json
 from streamflow.errors import UsageError
 
 
 @click.command()
-@click.argument("run", type=checked_id, metavar="[RUN]", required=False)
+@click.argument("run", type=RUN, metavar="[RUN]", required=False)
 @click.option("--at", type=click.IntRange(1), metavar="EVENT", help="Number of the event that happens again.")
 @click.option("--input", "text", metavar="JSON", help="Another input: JSON, @FILE, or - for stdin, as of enqueue.")
 @click.option("--id", "fork_id", type=checked_id, metavar="ID", help="Id of the new run.")

@@ -19,6 +19,7 @@ from streamflow.cli import SECTIONS, cli
 from streamflow.cli.app_loader import load_app
 from streamflow.cli.bulk_enqueue import FileLine, line_id
 from streamflow.cli.commands.tail import parse_ago
+from streamflow.cli.completing import RUN
 from streamflow.errors import UsageError
 from streamflow.settings import Settings
 
@@ -26,6 +27,7 @@ COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
     *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
     *("signal", "ask", "read", "retry", "fork", "cancel", "terminate", "forget", "acl", "logs"),
+    *("pause", "resume"),
 ]
 NO_SERVER = ("demo", "acl", "logs")
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
@@ -63,6 +65,12 @@ def test_every_command_has_an_example_and_the_help_line_of_the_list(name: str) -
     assert f"streamflow {name}" in found.help
     (line,) = [section[name] for section in SECTIONS.values() if name in section]
     assert found.help.startswith(f"{line}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_about_a_run_completes_it(name: str) -> None:
+    arguments = [p for p in command(name).params if isinstance(p, click.Argument) and p.name in ("run", "runs")]
+    assert all(argument.type is RUN for argument in arguments)
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
