@@ -255,6 +255,123 @@ async def play_retried_in_time(sandbox: sft.Sandbox) -> str:
 
 
 PENDING = Header(Status.PENDING, 0, "-", 5, 0, "rich", "", "")
+
+
+async def play_delayed(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(fails, id="fails", delay=20)
+    await sandbox.sleep(100)
+    return run.id
+
+
+async def play_not_due(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(fails, id="fails", delay=20, timeout=9)
+    await sandbox.sleep(5)
+    return run.id
+
+
+async def play_timed(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(tidy, id="tidy", timeout=50)
+    await sandbox.sleep(100)
+    await run.retry(anyway=True)
+    await sandbox.sleep(100)
+    return run.id
+
+
+async def play_delayed_and_timed(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(tidy, id="tidy", delay=20, timeout=50)
+    await sandbox.sleep(100)
+    return run.id
+
+
+async def play_timed_generations(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(rich, 1, id="rich", timeout=1000)
+    for name in ("again", "go", "again", "go"):
+        await sandbox.sleep(20)
+        await run.signal(name, name)
+    await run.result()
+    return run.id
+
+
+async def play_timed_and_stuck(sandbox: sft.Sandbox) -> str:
+    sandbox.deploy(with_bug(KeyError))
+    run = await sandbox.start("tidy", id="tidy", timeout=50)
+    await sandbox.sleep(5)
+    sandbox.deploy(app)
+    await sandbox.sleep(100)
+    return run.id
+
+
+async def play_timed_fork(sandbox: sft.Sandbox) -> str:
+    run_id = await play_timed_and_stuck(sandbox)
+    fork = await sandbox.run(run_id).fork(4)
+    await sandbox.sleep(100)
+    return fork.id
+
+
+async def play_paused_early(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(rich, 0, id="rich", timeout=1000)
+    await run.signal("again", "early")
+    await sandbox.sleep(2)
+    await run.pause()
+    await sandbox.sleep(20)
+    await run.resume()
+    await sandbox.sleep(20)
+    await run.pause()
+    await run.signal("go", "now")
+    await sandbox.sleep(20)
+    await run.resume()
+    await run.result()
+    return run.id
+
+
+async def play_paused_when_due(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(tidy, id="tidy", delay=20, timeout=50)
+    await sandbox.pause_workflow("tidy")
+    await run.pause()
+    await sandbox.sleep(10)
+    await run.resume()
+    await sandbox.sleep(40)
+    await sandbox.resume_workflow("tidy")
+    await sandbox.sleep(10)
+    return run.id
+
+
+async def play_delayed_and_stuck(sandbox: sft.Sandbox) -> str:
+    buggy = sf.App(parks=(Exception,))
+    buggy.steps.update(app.steps)
+
+    @buggy.workflow(name="tidy")
+    async def bug() -> str:
+        raise KeyError
+
+    sandbox.deploy(buggy)
+    run = await sandbox.start("tidy", id="tidy", delay=20, timeout=50)
+    await sandbox.sleep(40)
+    sandbox.deploy(app)
+    await sandbox.sleep(10)
+    return run.id
+
+
+async def play_paused_at_once(sandbox: sft.Sandbox) -> str:
+    await sandbox.pause_workflow("rich")
+    run = await sandbox.start(rich, 0, id="rich")
+    await run.signal("again", "early")
+    await sandbox.sleep(20)
+    await sandbox.resume_workflow("rich")
+    await sandbox.sleep(20)
+    return run.id
+
+
+async def play_cancelled_while_paused(sandbox: sft.Sandbox) -> str:
+    run = await sandbox.start(tidy, id="tidy", timeout=50)
+    await sandbox.sleep(5)
+    await run.pause()
+    await sandbox.sleep(5)
+    await run.cancel("enough")
+    await sandbox.sleep(5)
+    return run.id
+
+
 PLAYS = [
     play_rich,
     play_child,
@@ -270,6 +387,18 @@ PLAYS = [
     play_paused,
     play_cancelled_in_a_pause,
     play_retried_in_time,
+    play_delayed,
+    play_not_due,
+    play_timed,
+    play_delayed_and_timed,
+    play_timed_generations,
+    play_timed_and_stuck,
+    play_timed_fork,
+    play_paused_early,
+    play_paused_when_due,
+    play_delayed_and_stuck,
+    play_paused_at_once,
+    play_cancelled_while_paused,
 ]
 
 
@@ -326,7 +455,8 @@ def test_it_goes_on_from_before_each_event_and_each_replay_agrees(play: Play) ->
         assert machine.steps or machine.timers or machine.children or machine.awaited_messages or machine.begins, at
         shared = recorded[: fork.shared]
         if any(isinstance(event, TimeoutSet) for event in recorded) and not machine.begins:
-            is_over = any(isinstance(event, TimeoutReached) for event in shared)
+            times = [event for event in shared if isinstance(event, TimeoutReached | RunRetried)]
+            is_over = bool(times) and isinstance(times[-1], TimeoutReached)
             assert machine.over_at == (0 if is_over else clock + machine.time_limit), at
         element = encode_transition(machine.at, effects.events, effects.unrecorded)
         opened = msgspec.structs.replace(head, status=effects.status, version=1)
