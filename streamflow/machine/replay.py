@@ -319,7 +319,7 @@ class WorkflowMachine(CoroutineMachine):
             self._run()
         if not self.ended:
             self._resume_code()
-        if self.ending is not None and not self.ended:
+        if self.ending is not None and not self.ended and not self.reason:
             self._end_if_alone()
 
     def _take_fork(self, inputs: list[Any], fork: RunForked) -> list[Any]:

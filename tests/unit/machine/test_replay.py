@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from streamflow.events import CancelRequested, RunResumed, RunStuck, SignalReceived
+from streamflow.events import CancelRequested, ChildCompleted, RunResumed, RunStuck, SignalReceived
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import rehydrate, rehydrating
 from streamflow.machine.replay import PIECE
@@ -19,7 +19,7 @@ from streamflow.views.shard_views import ShardViews
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import active
-from tests.support.machine_driver import Run, kinds, raw, result_of
+from tests.support.machine_driver import Run, kinds, make_app, raw, result_of
 
 
 def _app(body: Any = None, *steps: str, name: str = "flow") -> App:
@@ -478,3 +478,24 @@ def test_a_replay_that_is_given_up_in_a_pause_leaves_nothing_behind() -> None:
     close_abandoned()
     assert ended == ["closed"]
     assert active.get() is None
+
+
+def test_a_fork_whose_code_ends_too_early_since_a_deploy_is_stuck() -> None:
+    """Its code has come to its end before it diverged, and there is no child any more that it waits for."""
+    old, new = make_app(), make_app()
+
+    @old.workflow(name="flow")
+    async def waits() -> Any:
+        await sf.start(old.workflows["child"].options(on_parent_end="wait"), "kid")
+        return await sf.signal("go")
+
+    @new.workflow(name="flow")
+    async def ends() -> None:
+        await sf.start(new.workflows["child"].options(on_parent_end="wait"), "kid")
+
+    run = Run(old, "flow")
+    run.advance(ChildCompleted(1, "child", raw("kid")), after=1)
+    fork = run.fork(None, "fork")
+    machine = fork.reload(new)
+    assert "RunCompleted" in machine.reason
+    assert (machine.diverged is not None, machine.children) == (True, {})
