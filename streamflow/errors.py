@@ -284,7 +284,7 @@ class NotRetried(RunError):
     """Raised by `run.retry()`: nothing has changed. `failure` says why.
 
     `failure.kind`: `NotFailed` (only a failed run can be retried), `StepsUndone` (the run has done something because of
-    its failure; `anyway=True`), `Diverged` (its history doesn't fit today's code), `OpenChildren`, `EndedBefore`,
+    its failure; `anyway=True`), `Diverged` (its history doesn't fit today's code), `EndedBefore`,
     `ParentFailed` (`alone=True`), `Reducer`, `NothingKept`, `HistoryTooLong` or `TransitionTooLarge`. With a step also
     `NotOpen`, `SeveralOpen` or `Stuck`.
     """

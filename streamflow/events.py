@@ -197,7 +197,10 @@ class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
     timers in it: the code gets those now, and the decisions that follow answer them. `seq` is the last number that was
     given before, so that nothing late can match a new decision. `attempts`: `(seq, attempt)` of the steps that begin
     again. `by` and `reason` say who wanted it, and why. `failure` is what it had failed from, as little of it as tells
-    the cause, and `since` when (shard-clock ms): what the views count is over.
+    the cause, and `since` when (shard-clock ms): what the views count is over. `request` identifies what was asked for,
+    and `children` are the numbers of those that the run waits for: they have been asked to go on for the same. With
+    `cancelled` the run is itself such a child, and was cancelled by what its parent did before. `anyway`: even if it
+    had undone things.
     """
 
     workflow: str
@@ -209,6 +212,10 @@ class RunRetried(HistoryEvent, tag="retried", frozen=True, gc=False):
     reason: str = ""
     failure: Failure | None = None
     since: int = 0
+    request: str = ""
+    children: list[int] = []
+    cancelled: bool = False
+    anyway: bool = False
 
 
 class StartDelayed(HistoryEvent, tag="delayed", frozen=True, gc=False):

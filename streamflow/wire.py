@@ -23,6 +23,7 @@ from streamflow.events import (
     SignalReceived,
 )
 from streamflow.machine.transition import (
+    AgainRequest,
     CompletedChild,
     FailedChild,
     Input,
@@ -35,7 +36,7 @@ from streamflow.machine.transition import (
 from streamflow.model import codec
 from streamflow.model.blocked import BlockedLine
 from streamflow.model.names import check_name, check_run_id
-from streamflow.model.record import Header, ParentLink
+from streamflow.model.record import Header, ParentLink, parent_link
 from streamflow.model.reports import StepBeat
 from streamflow.model.trace_context import checked
 from streamflow.store.kernel import Delivery
@@ -105,6 +106,7 @@ _child = msgspec.msgpack.Decoder(CompletedChild | FailedChild)
 _to_child = msgspec.msgpack.Decoder(tuple[str, str, Raw])
 _returned = msgspec.msgpack.Decoder(tuple[int, int, Raw])
 _retry = msgspec.msgpack.Decoder(RetryRequest)
+_again = msgspec.msgpack.Decoder(AgainRequest)
 _pause = msgspec.msgpack.Decoder(PauseRequest)
 _resume = msgspec.msgpack.Decoder(ResumeRequest)
 _start = msgspec.msgpack.Decoder(_Start)
@@ -256,6 +258,12 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
                 raise BadMessage(f"the id of a retry must be 32 hex digits, got {retry.id[:64]!r}")
             codec.check_payload(message.body, "body of a retry")
             return retry
+        if message.kind == "again":
+            again = _again.decode(message.body)
+            if not ASK_ID.fullmatch(again.id) or parent_link(again.parent) is None:
+                raise BadMessage("a message to a child that goes on, without a parent's retry")
+            codec.check_payload(message.body, "body of an again")
+            return again
         if message.kind == "pause":
             codec.check_payload(message.body, "body of a pause")
             return _pause.decode(message.body)
@@ -348,6 +356,11 @@ def refused_child(run_id: str, parent: ParentLink) -> bytes:
     """The body of a `child` message that tells the parent that the id of its child is another run's."""
     failure = Failure("RunConflict", f"the run id {run_id} belongs to another run")
     return _encode(FailedChild(parent.seq, "", failure, created=parent.created, run_id=run_id))
+
+
+def child_outcome(outcome: CompletedChild | FailedChild) -> bytes:
+    """The body of a `child` message that doesn't come from the run itself."""
+    return _encode(outcome)
 
 
 def to_delivery(number: str, kind: str, run_id: str, body: bytes, identity: bytes = b"") -> Delivery:

@@ -52,18 +52,21 @@ class Retried(msgspec.Struct, frozen=True):
     """What `run.retry()` gives: how many results of steps and children are kept, and which steps begin again.
 
     `parent`: the run that has started this one as its child, and has taken its failure: it doesn't get the new outcome.
-    None for a run without a parent. `held`: why the step doesn't begin now, if its queue is paused.
+    None for a run without a parent. `held`: why the step doesn't begin now, if its queue is paused. `children`: runs
+    that it waits for, which go on with it if they have ended.
     """
 
     kept: int
     steps: list[RetriedStep]
     parent: str | None = None
     held: str = ""
+    children: list[str] = []
 
 
 class _Answer(msgspec.Struct):
     kept: int
     steps: list[RetriedStep]
+    children: list[str] = []
 
 
 _answer = msgspec.msgpack.Decoder(_Answer)
@@ -153,7 +156,7 @@ def check_parent(run_id: str, parent: ParentLink, header: Header, last: bytes) -
     if isinstance(ending, events.RunFailed) and _names(ending.failure, run_id):
         text = (
             f"run {run_id} is a child of {parent.run_id}, which failed because of it, and gets nothing from it any "
-            "more. Retry it with --alone (alone=True) if that is what you want"
+            f"more. Retry {parent.run_id}, and this run goes on with it; or retry this one with --alone (alone=True)"
         )
         raise NotRetried(run_id, Failure("ParentFailed", text))
 
@@ -173,4 +176,4 @@ def retried(run_id: str, answer: bytes, parent: str | None) -> Retried:
     if answered.failure is not None:
         raise NotRetried(run_id, answered.failure)
     found = _answer.decode(answered.result)
-    return Retried(found.kept, found.steps, parent)
+    return Retried(found.kept, found.steps, parent, children=found.children)

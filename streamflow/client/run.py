@@ -315,12 +315,14 @@ class Run(Generic[R]):
 
         Its step that failed is tried again, as often as at first; all results that are recorded are kept. If no step
         and no child has failed, the code gets once more what it had got last. Who calls `result` from now on waits for
-        the new end. `reason` and `by` (who wants it) are recorded.
+        the new end. `reason` and `by` (who wants it) are recorded. Children that it waits for go on with it, if they
+        failed or were cancelled together with it.
 
         A run that is stuck goes on where it was, if its code can by now: for a bug whose cause was something else than
         code. What was mended in code goes on by itself.
 
         `anyway`: also if the run has done something because of its failure, as a saga does: it would not know of that.
+        It holds for its children, too.
         `alone`: also if the run is the child of one that failed because of it.
         `timeout`: seconds to wait for the run's owner, or None.
 

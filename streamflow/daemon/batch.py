@@ -36,16 +36,32 @@ from streamflow.events import (
 from streamflow.machine.coroutines import close_abandoned
 from streamflow.machine.factory import new_machine
 from streamflow.machine.open_work import MAX_WORKER_LOSSES
-from streamflow.machine.retry_point import CannotRetry, check_end, not_failed
+from streamflow.machine.retry_point import (
+    CannotRetry,
+    RetryPoint,
+    again_point,
+    check_end,
+    no_child,
+    not_again,
+    not_failed,
+)
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import one_seal
-from streamflow.machine.transition import Effects, Input, Outcome, Oversize, RetryRequest
+from streamflow.machine.transition import (
+    AgainRequest,
+    CompletedChild,
+    Effects,
+    FailedChild,
+    Input,
+    Outcome,
+    Oversize,
+    RetryRequest,
+)
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.logged import LARGE, encode_logged
 from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
-from streamflow.model.sharding import Partition
 from streamflow.store.kernel import FRESH, Attempt, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import Pause
@@ -54,6 +70,7 @@ from streamflow.wire import (
     InboxMessage,
     OutboxMessage,
     answer_name,
+    child_outcome,
     decode_fork,
     decode_message,
     encode_job,
@@ -179,6 +196,10 @@ class ShardBatch:
         """Runs that have taken a request to retry them: they refuse others."""
         self.refused: dict[str, Failure] = {}
         """Ended runs that can't be retried, and why."""
+        self.outcomes: dict[str, list[tuple[AgainRequest, CompletedChild | FailedChild]]] = {}
+        """What parents that go on get of their children that have ended: by the child's id."""
+        self.absent: set[str] = set()
+        """Runs that have no record."""
         self.paused: Mapping[str, Pause] = {}
         """The workflows that are paused."""
         self.careful = ""
@@ -389,7 +410,7 @@ class ShardBatch:
             inputs = run_work.inputs
             if run_work.messages or oversize:
                 try:
-                    inputs = self._inputs(run_id, run_work, app, namespace.partition)
+                    inputs = self._inputs(run_id, run_work, app, namespace)
                 except _TryAgain:
                     self.shard.try_again(run_id)
                     self._give_back(run_id, run_work)
@@ -566,6 +587,52 @@ class ShardBatch:
             self.refused[run_id] = failure.failure
         return None
 
+    def is_asked_again(self, run_id: str) -> bool:
+        """Whether the run's parent goes on."""
+        return any(message.kind == "again" for message in self.work[run_id].messages)
+
+    def again_of(
+        self, run_id: str, header: Header, history: list[Transition], *, is_reducer: bool
+    ) -> RetryPoint | None:
+        """Where this run goes on, which has ended, if its parent goes on."""
+        for message in self.work[run_id].messages:
+            if message.kind != "again":
+                continue
+            try:
+                again = decode_message(message, None)
+            except BadMessage:  # it is quarantined with the others
+                continue
+            if not isinstance(again, AgainRequest):
+                continue
+            if again.parent != header.parent:
+                self.outcomes.setdefault(run_id, []).append((again, no_child(run_id, again)))
+                continue
+            found = again_point(run_id, header, history, again, is_reducer=is_reducer)
+            if isinstance(found, RetryPoint) and (pause := self.paused.get(header.workflow)) is not None:
+                why = CannotRetry("Paused", paused_text(run_id, pause, header.workflow))
+                found = not_again(run_id, again, why, found.failure)
+            if isinstance(found, RetryPoint):
+                return found
+            self.outcomes.setdefault(run_id, []).append((again, found))
+        return None
+
+    def _take_again(
+        self, run_id: str, again: AgainRequest, live: LiveRun | None, inputs: list[Input], namespace: Namespace
+    ) -> None:
+        """For a run that has ended, and is in memory to go on. Its parent gets an outcome if that isn't so; a run
+        that is open reports its own."""
+        outcome: CompletedChild | FailedChild | None = None
+        if run_id in self.absent or (live is not None and live.header.parent != again.parent):
+            outcome = no_child(run_id, again)
+        elif live is not None:
+            if live.machine.retrying is not None:
+                self.retried.add(run_id)
+                inputs.append(again)
+        else:
+            outcome = next((one for request, one in self.outcomes.get(run_id, ()) if request == again), None)
+        if outcome is not None and (parent := parent_link(again.parent)) is not None:
+            self._send(namespace.shard_of(parent.run_id), "child", parent.run_id, child_outcome(outcome))
+
     def _take_retry(self, run_id: str, retry: RetryRequest, live: LiveRun | None, inputs: list[Input]) -> None:
         """Only a run that has failed, and is in memory for that, takes it, and takes one; others are refused. A request
         for a step is for a run that is open. A stuck run is tried again: raises `_TryAgain` if it isn't loaded for
@@ -610,7 +677,7 @@ class ShardBatch:
         self.batch.puts.append(Put(self.shard.keys.answer(answer.id), "", data))
         self.notifications.append(_notification(answer_name(answer.id), data))
 
-    def _inputs(self, run_id: str, run_work: RunWork, app: App, partition: Partition) -> list[Input]:
+    def _inputs(self, run_id: str, run_work: RunWork, app: App, namespace: Namespace) -> list[Input]:
         """What the run gets. Messages before its start were for an earlier run of its id, or for none: they are checked
         as all are, and acknowledged."""
         inputs = run_work.inputs[:]
@@ -649,13 +716,15 @@ class ShardBatch:
                     if self.paused or len(run_work.messages) > 1:
                         pause = pause_wanted(self.paused, header, None, run_work.messages, is_cancelling=False)
                     machine = new_machine(
-                        app, partition, run_id, header.workflow, reason_to_park, trace, header.start, pause
+                        app, namespace.partition, run_id, header.workflow, reason_to_park, trace, header.start, pause
                     )
                     machine.bug = self.shard.bug_of(run_id) if pause is None else None
                     self.shard.has_paused = self.shard.has_paused or pause is not None
                     self.shard.live[run_id] = LiveRun(machine, header, message.header, None)
             if type(input_) is RetryRequest:
                 self._take_retry(run_id, input_, self.shard.live.get(run_id), inputs)
+            elif type(input_) is AgainRequest:
+                self._take_again(run_id, input_, self.shard.live.get(run_id), inputs, namespace)
             elif has_started:
                 inputs.append(input_)
                 if self.tracing is not None and isinstance(input_, SignalReceived | AskReceived):

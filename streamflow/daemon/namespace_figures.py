@@ -50,6 +50,8 @@ MAX_QUEUES_READ = 500
 """Clients may make any number of queues: those of the app, and so many of the others, are read."""
 OPEN = ("running", "stuck", "paused")
 ENDED = ("completed", "failed", "cancelled")
+_GONE_ON = {"failed": "retried", "cancelled": "uncancelled"}
+"""Fields of counts: how many of the runs that have ended so go on."""
 _VIEWS = ("runs", "run_durations", "step_durations", "quarantine")
 
 
@@ -215,7 +217,9 @@ class NamespaceFigures:
             for status in OPEN:
                 figures.set(catalog.RUNS_OPEN, max(0, counts[status]), label, status)
             for status in ENDED:
-                mended = sum(one.retried for one in group) if status == "failed" else 0  # a counter never goes back
+                mended = 0  # a counter never goes back
+                if status in _GONE_ON:
+                    mended = sum(getattr(one, _GONE_ON[status]) for one in group)
                 figures.set(catalog.RUNS_ENDED, counts[status] + mended, label, status)
             figures.set(catalog.RUNS_STARTED, sum(counts.values()), label)
         for label, of_runs in self._workflows.grouped(_value(_decode_durations, stored[1], {})).items():

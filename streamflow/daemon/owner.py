@@ -750,6 +750,8 @@ class Owner:
                                 break
                 except Exception as error:  # a record of somebody else is its run's trouble, whatever it raises
                     self._unreadable(batch, run_id, f"{type(error).__name__}: {error}")
+            else:
+                batch.absent.add(run_id)
             if shard.dropped:
                 continue
             loaded.append((batch, run_id))
@@ -766,11 +768,20 @@ class Owner:
             batch.work[run_id].loaded = not batch.has_fork(run_id)  # of one that can't be decoded the start counts
             return
         is_open = header.status in OPEN
-        if not is_open and batch.retry_of(run_id, header, is_reducer=is_reducer(self._app, header, record[1])) is None:
-            return
+        is_retried = is_asked = is_a_reducer = False
+        if not is_open:
+            is_a_reducer = is_reducer(self._app, header, record[1])
+            is_retried = batch.retry_of(run_id, header, is_reducer=is_a_reducer) is not None
+            is_asked = batch.is_asked_again(run_id)
+            if not (is_retried or is_asked):
+                return
         history = decode_history(record[2:]) if fork is None else fork.history
         point: RetryPoint | None = None
-        if not is_open:
+        if is_asked:
+            point = batch.again_of(run_id, header, history, is_reducer=is_a_reducer)
+        if not is_open and point is None:
+            if not is_retried:
+                return
             try:
                 point = retry_point(run_id, history)
             except CannotRetry as error:

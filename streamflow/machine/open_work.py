@@ -98,6 +98,7 @@ class OpenWork:
     __slots__ = (
         "_rng",
         "_waits",
+        "again",
         "app",
         "at",
         "attributes",
@@ -221,6 +222,8 @@ class OpenWork:
         """The bug that its code has ended with in the replay: while it waits for children, that isn't recorded."""
         self.retried = -1
         """The generation that has ended before, and was retried."""
+        self.again: tuple[RunRetried, set[int]] | None = None
+        """Its last retry, and the children of which no failure counts that they had before."""
         self.retrying: RetryPoint | None = None
         """Where the run would go on, which has ended and is in memory for a `RetryRequest` only."""
         self.forking: RunForked | None = None
@@ -417,6 +420,8 @@ class OpenWork:
         self._begin_again(event.attempts)
         self.seq = max(self.seq, event.seq)
         self.retried = self.generation
+        asked = [self.children[seq] for seq in event.children if seq in self.children]
+        self.again = event, {child.seq for child in asked if child.on_parent_end != "abandon"}
 
     def _begin_again(self, attempts: Sequence[tuple[int, int]]) -> None:
         for seq, attempt in attempts:

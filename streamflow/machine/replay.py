@@ -296,6 +296,7 @@ class WorkflowMachine(CoroutineMachine):
         """Behind what it shares, the run is another one: with its own id, which is nobody's child."""
         self.run_id = self._ids.pop() if self._ids else self._own_id
         self.parent = ""
+        self.again = None  # its children are others
         self.created = event.created
         self.started = self.at
         self.seq = max(self.seq, event.seq)

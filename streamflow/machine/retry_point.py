@@ -23,6 +23,7 @@ from streamflow.events import (
     AskAnswered,
     AskReceived,
     CancelRequested,
+    ChildCancelled,
     ChildCompleted,
     ChildStarted,
     HistoryEvent,
@@ -49,8 +50,8 @@ from streamflow.events import (
     TimerFired,
     Transition,
 )
-from streamflow.machine.transition import RetryRequest
-from streamflow.model.record import Header, Status
+from streamflow.machine.transition import AgainRequest, CompletedChild, FailedChild, RetryRequest
+from streamflow.model.record import Header, ParentLink, Status, parent_link
 
 MOST_EVENTS = 54_000
 """In a history that a run goes on with: there must be room for what it decides, to continue as new (`EVENTS_FAIL`)."""
@@ -115,7 +116,9 @@ VOID = Void()
 class RetryPoint(msgspec.Struct, frozen=True):
     """`kept`, `seq`: as in `RunRetried`. `results`: of steps and children, as many as are kept. `undone`: what the run
     has done behind this point, in words. `attempts`: by number of a step, the highest one of its attempts so far.
-    `failure`, `failed_at`: what it has failed from, and when (ms)."""
+    `failure`, `failed_at`: what it has failed from, and when (ms). `failed`: numbers of children whose failure has come
+    behind this point, though the run had not cancelled them. `cancelled`: what the run has ended as was its parent's
+    doing, which is void."""
 
     kept: int
     seq: int
@@ -124,6 +127,8 @@ class RetryPoint(msgspec.Struct, frozen=True):
     attempts: dict[int, int]
     failure: Failure
     failed_at: int
+    failed: frozenset[int] = frozenset()
+    cancelled: bool = False
 
 
 class CannotRetry(Exception):
@@ -208,9 +213,13 @@ def check_end(run_id: str, header: Header, retry: RetryRequest, *, is_reducer: b
     if header.version != retry.version:
         raise CannotRetry("NotFailed", f"run {run_id} was retried already, and has failed again since")
     if is_reducer:
-        raise CannotRetry(
-            "Reducer", f"run {run_id} is a reducer: its state isn't a history, so it can't go back. Start a new run"
-        )
+        raise reducer_stays(run_id)
+
+
+def reducer_stays(run_id: str) -> CannotRetry:
+    return CannotRetry(
+        "Reducer", f"run {run_id} is a reducer: its state isn't a history, so it can't go back. Start a new run"
+    )
 
 
 def not_failed(run_id: str, status: str) -> str:
@@ -228,12 +237,72 @@ def not_open(run_id: str) -> str:
     return f"run {run_id} has ended: none of its steps runs. If it has failed, retry it without a step"
 
 
-def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:
-    """Where a run with this history, which has ended, goes on. Raises `CannotRetry`."""
+def again_point(
+    run_id: str, header: Header, history: list[Transition], again: AgainRequest, *, is_reducer: bool
+) -> RetryPoint | CompletedChild | FailedChild:
+    """Where a run goes on that has ended, because its parent does; or what its parent gets, if it doesn't."""
+    recorded = [event for transition in history for event in transition.events]
+    ending = recorded[-1]
+    parent = parent_link(again.parent) or ParentLink("", 0, 0)
+    if isinstance(ending, events.RunCompleted):
+        return CompletedChild(parent.seq, header.workflow, ending.result, parent.created, run_id)
+    is_cancelled = isinstance(ending, events.RunCancelled)
+    failure = _failure(ending)
+    has_gone_on = any(isinstance(event, RunRetried) and event.request == again.id for event in recorded)
+    if has_gone_on or (again.late and any(isinstance(event, RunContinued) for event in recorded)):
+        # What a later generation does isn't what its parent has cancelled, and it doesn't know of retries before it.
+        return FailedChild(parent.seq, header.workflow, failure, is_cancelled, parent.created, run_id, again.id)
+    try:
+        if is_reducer:
+            raise reducer_stays(run_id)
+        return retry_point(run_id, history, may_be_cancelled=again.cancelled)
+    except CannotRetry as error:
+        return not_again(run_id, again, error, failure)
+
+
+def _failure(ending: AnyEvent | None) -> Failure:
+    """Why the run has ended, which has not completed."""
+    if isinstance(ending, events.RunCancelled):
+        return Failure("RunCancelled", ending.reason)
+    return ending.failure if isinstance(ending, events.RunFailed) else Failure("NotFailed", "")
+
+
+def not_again(run_id: str, again: AgainRequest, error: CannotRetry, failure: Failure) -> FailedChild:
+    """What the parent of a child gets that has ended with this failure, and can't go on."""
+    parent = parent_link(again.parent) or ParentLink("", 0, 0)
+    why = Failure("NotRetried", f"{error.kind}: {error}", cause=failure)
+    return FailedChild(parent.seq, again.workflow, why, False, parent.created, run_id, again.id)
+
+
+def no_child(run_id: str, again: AgainRequest) -> FailedChild:
+    """What the parent of a child gets that isn't there."""
+    parent = parent_link(again.parent) or ParentLink("", 0, 0)
+    failure = Failure("RunNotFound", f"child run {run_id} can't go on: it was forgotten, or its id is another run's")
+    return FailedChild(parent.seq, again.workflow, failure, False, parent.created, run_id, again.id)
+
+
+def _cancelled_by_parent(found: Sequence[AnyEvent]) -> int | None:
+    """The position from which on a cancel by the parent is void. None if there was none, or somebody has terminated the
+    run."""
+    requests = [i for i, event in enumerate(found) if isinstance(event, CancelRequested)]
+    if not requests or any(event.terminate for event in found if isinstance(event, CancelRequested)):
+        return None
+    position = requests[0]
+    if position and isinstance(found[position - 1], RunResumed | PauseEnded):  # it was cancelled without its code
+        position -= 1
+    return position
+
+
+def retry_point(run_id: str, history: list[Transition], *, may_be_cancelled: bool = False) -> RetryPoint:
+    """Where a run with this history, which has ended, goes on. `may_be_cancelled`: also one that was cancelled, and
+    from before that: it was its parent, which didn't do it after all. Raises `CannotRetry`."""
     recorded = [event for transition in history for event in transition.events]
     ending = recorded[-1] if recorded else None
-    if not isinstance(ending, events.RunFailed):
-        raise CannotRetry("NotFailed", f"run {run_id} has not failed")
+    was_cancelled = may_be_cancelled and isinstance(ending, events.RunCancelled)
+    if not (was_cancelled or isinstance(ending, events.RunFailed)):
+        how = "was cancelled" if isinstance(ending, events.RunCancelled) else "has not failed"
+        raise CannotRetry("NotFailed", f"run {run_id} {how}")
+    failure = _failure(ending)
     if len(recorded) >= MOST_EVENTS:
         raise CannotRetry(
             HistoryTooLong.__name__,
@@ -242,11 +311,16 @@ def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:
     first = first_position(history[0])
     found = [event for transition in with_gaps(history) for event in transition.events][first:]
     transitions = [number for number, transition in enumerate(history) for _ in transition.events][first:]
-    kept = _position(found, ending.failure, set())
-    if ending.failure.kind == RunTimedOut.__name__:  # what it has done since was to clean up
+    cancelled_at = _cancelled_by_parent(found) if may_be_cancelled else None
+    if was_cancelled and cancelled_at is None:
+        raise CannotRetry("NotFailed", f"run {run_id} was cancelled")
+    kept = _position(found, failure, set())
+    if failure.kind == RunTimedOut.__name__:  # what it has done since was to clean up
         kept = max((i for i, event in enumerate(found) if isinstance(event, TimeoutReached)), default=None)
     if kept is None:
-        kept = _last_fact(found, transitions)
+        kept = _last_fact(found, transitions) if cancelled_at is None else cancelled_at
+    if cancelled_at is not None:
+        kept = min(kept, cancelled_at)
     if kept == 0 and isinstance(found[0], RunContinued):
         raise CannotRetry(
             "NothingKept",
@@ -258,9 +332,20 @@ def retry_point(run_id: str, history: list[Transition]) -> RetryPoint:
         _results(found, kept),
         list(_undone(found, transitions, kept)),
         _attempts(recorded),
-        ending.failure,
+        failure,
         history[-1].at,
+        frozenset(_failed_by_themselves(found, kept)),
+        was_cancelled,
     )
+
+
+def _failed_by_themselves(found: Sequence[AnyEvent], kept: int) -> Iterator[int]:
+    cancelled: set[int] = set()
+    for event in found[kept:]:
+        if isinstance(event, ChildCancelled):
+            cancelled.add(event.seq)
+        elif isinstance(event, events.ChildFailed) and event.seq not in cancelled:
+            yield event.seq
 
 
 def _position(found: Sequence[AnyEvent], failure: Failure, used: set[int], depth: int = 0) -> int | None:

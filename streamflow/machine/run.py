@@ -48,10 +48,11 @@ from streamflow.events import (
 )
 from streamflow.machine.open_work import MAX_WORKER_LOSSES, NOT_STUCK, TIME_OUT, UNDECIDED, WORKER_LOST, unfit
 from streamflow.machine.own_times import OwnTimes, over_text
-from streamflow.machine.retry_point import CannotRetry, RetryPoint, named
+from streamflow.machine.retry_point import CannotRetry, RetryPoint, named, not_again
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import (
     IDLE,
+    AgainRequest,
     CompletedChild,
     Due,
     Effects,
@@ -308,6 +309,8 @@ class RunMachine(OwnTimes):
 
     def cancel_child(self, child: ChildCall, reason: str) -> None:
         """Ask it to cancel. Each request counts for the child, so its place in the history belongs to its identity."""
+        if self.again is not None:
+            self.again[1].discard(child.seq)
         place = self.events_count + len(self.effects.events)
         identity = self._identity("cancel", child.seq, child.run_id, reason, self.generation, place)
         self.send_to_child(child, "cancel", reason, identity)
@@ -372,6 +375,8 @@ class RunMachine(OwnTimes):
                 self._record_start(item)
         elif isinstance(item, CompletedChild | FailedChild):
             if item.created == self.created:  # else it was a child of an earlier run that had this id
+                if self.again is not None and type(item) is FailedChild and self._failed_before(item, *self.again):
+                    return
                 self._take_child(item.event, item.run_id)
         elif isinstance(item, CancelRequested):
             if self.stuck:  # it ends without its code; the views, which count stuck runs, need this event
@@ -390,6 +395,8 @@ class RunMachine(OwnTimes):
                 self._answer_tried(item)
         elif isinstance(item, PauseRequest | ResumeRequest):
             pass  # its owner has loaded the run with what comes of it
+        elif isinstance(item, AgainRequest):
+            pass  # it is open, and reports its outcome
         else:
             raise TypeError(f"{item!r} is not an input of a machine")
 
@@ -545,6 +552,17 @@ class RunMachine(OwnTimes):
         error = None if isinstance(item, ChildCompleted) else errors.ChildFailed(call.run_id, item.name, item.failure)
         self._deliver(item, call, value, error)
 
+    def _failed_before(self, item: FailedChild, retried: RunRetried, children: set[int]) -> bool:
+        """Whether it is the failure of a child that ended before the retry, which doesn't count any more: it has come
+        late, so the child may have been asked to go on while it was still about to end. It is asked again then."""
+        call = self.children.get(item.seq)
+        if call is None or item.seq not in children or item.run_id not in ("", call.run_id):
+            return False
+        if item.again == retried.request:
+            return False
+        self._ask_again(call, retried, may_be_cancelled=True, late=True)
+        return True
+
     # --- stuck ------------------------------------------------------------------------------------------------------
 
     def _park_or_resume(self, inputs: list[Any]) -> list[Any]:
@@ -631,23 +649,27 @@ class RunMachine(OwnTimes):
     def _take_retry(self, inputs: list[Any], point: RetryPoint) -> list[Any]:
         """The run has ended, and goes on: what came before the request was for the ended run. Returns the rest."""
         self.retrying = None
-        position = next((i for i, item in enumerate(inputs) if type(item) is RetryRequest), None)
-        failure: Failure | None = None
-        if position is not None:
-            retry = cast("RetryRequest", inputs[position])
+        for position, retry in enumerate(inputs):
+            if not isinstance(retry, RetryRequest | AgainRequest):
+                continue
             try:
                 self._check_retry(retry, point, inputs[0])
             except CannotRetry as error:
-                failure = error.failure
+                self._refuse_to_go_on(retry, point, error)
             else:
                 self._go_on(retry, point)
                 return [] if self.effects.ended else inputs[position + 1 :]
-            self.effects.answers = [AskAnswered(retry.id, "retry", failure=failure)]
         self.effects.ended = self.ended = True
         self.close()
         return []
 
-    def _check_retry(self, retry: RetryRequest, point: RetryPoint, first: Input) -> None:
+    def _refuse_to_go_on(self, retry: RetryRequest | AgainRequest, point: RetryPoint, error: CannotRetry) -> None:
+        if isinstance(retry, RetryRequest):
+            self._refuse(retry, error.kind, str(error))
+        elif parent := parent_link(self.parent):
+            self.send(parent.run_id, "child", not_again(self.run_id, retry, error, point.failure))
+
+    def _check_retry(self, retry: RetryRequest | AgainRequest, point: RetryPoint, first: Input) -> None:
         """Raises `CannotRetry`."""
         if isinstance(first, Oversize):
             raise CannotRetry("TransitionTooLarge", first.reason)
@@ -658,13 +680,6 @@ class RunMachine(OwnTimes):
                 "EndedBefore",
                 f"the code of run {self.run_id} had ended before the children that it waited for: start a new run",
             )
-        if self.children:
-            runs = [f"{child.run_id} ({child.target.name})" for child in self.children.values()]
-            raise CannotRetry(
-                "OpenChildren",
-                f"when run {self.run_id} failed, it waited for the child runs {named(runs)}, which have failed or were "
-                "cancelled, and would get nothing from them: start a new run",
-            )
         if point.undone and not retry.anyway:
             raise CannotRetry(
                 "StepsUndone",
@@ -672,7 +687,7 @@ class RunMachine(OwnTimes):
                 "and may do it again. Retry it with --anyway (anyway=True) only if that is right",
             )
 
-    def _go_on(self, retry: RetryRequest, point: RetryPoint) -> None:
+    def _go_on(self, retry: RetryRequest | AgainRequest, point: RetryPoint) -> None:
         attempts = [(call.seq, point.attempts.get(call.seq, 1) + 1) for call in self.steps.values()]
         event = RunRetried(
             self.workflow,
@@ -682,20 +697,48 @@ class RunMachine(OwnTimes):
             attempts,
             retry.by,
             retry.reason,
-            condensed(point.failure),
+            None if point.cancelled else condensed(point.failure),
             point.failed_at,
+            retry.id,
+            list(self.children),
+            point.cancelled,
+            retry.anyway,
         )
         self.effects.events.append(event)
         if self.time_limit and not self.begins:  # it gets all of its time again
             self._note(events.TimeoutSet(self.time_limit, self.at + self.time_limit))
         steps = [{"name": self.steps[seq].step.name, "seq": seq, "attempt": attempt} for seq, attempt in attempts]
-        answer = Raw(_encode({"kept": point.results, "steps": steps}))
-        self.effects.answers = [AskAnswered(retry.id, "retry", answer)]
+        if isinstance(retry, RetryRequest):
+            found: dict[str, Any] = {"kept": point.results, "steps": steps}
+            if self.children:
+                found["children"] = [child.run_id for child in self.children.values()]
+            answer = Raw(_encode(found))
+            self.effects.answers = appended(self.effects.answers, AskAnswered(retry.id, "retry", answer))
         self._reopen(event)
+        for child in self.children.values():
+            may_be_cancelled = child.on_parent_end != "abandon" and child.seq not in point.failed
+            self._ask_again(child, event, may_be_cancelled=may_be_cancelled)
         self.effects.restate = True
         self.stuck = False
         self.status = Status.PENDING if self.begins else Status.RUNNING
         self._resume_code()
+
+    def _ask_again(self, child: ChildCall, retried: RunRetried, *, may_be_cancelled: bool, late: bool = False) -> None:
+        """Have a child go on that has ended. It goes by its link, which is looked at where the child's record is: who
+        waits for a child that isn't there has to know."""
+        place = self.events_count + len(self.effects.events)
+        identity = self._identity("again", child.seq, child.run_id, retried.request, self.generation, place)
+        body = AgainRequest(
+            retried.request,
+            str(self._link(child)),
+            child.target.name,
+            retried.by,
+            retried.reason,
+            retried.anyway,
+            may_be_cancelled,
+            late,
+        )
+        self.send(child.run_id, "again", body, identity)
 
     def _give_up(self, request: RetryRequest) -> None:
         """The current attempt of a step is given up, whatever it does, and the next one begins: that counts for nothing
@@ -828,7 +871,8 @@ class RunMachine(OwnTimes):
             is_cancelled = isinstance(event, events.RunCancelled)
             self.status = Status.CANCELLED if is_cancelled else Status.FAILED
             failure = Failure("RunCancelled", event.reason) if is_cancelled else event.failure
-            outcome = FailedChild(parent.seq, self.workflow, failure, is_cancelled, parent.created, self.run_id)
+            again = "" if self.again is None else self.again[0].request
+            outcome = FailedChild(parent.seq, self.workflow, failure, is_cancelled, parent.created, self.run_id, again)
         if parent.run_id:
             self.send(parent.run_id, "child", outcome)
         if self.live and (untaken := self.untaken_signals()):

@@ -80,6 +80,8 @@ class FailedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="c
     cancelled: bool = False
     created: int = 0
     run_id: str = ""
+    again: str = ""
+    """The request of the retry after which it has ended so; empty if it was not retried."""
 
     @property
     def event(self) -> events.ChildFailed:
@@ -115,6 +117,22 @@ class RetryRequest(msgspec.Struct, array_like=True, frozen=True):
     attempt: int = 0
 
 
+class AgainRequest(msgspec.Struct, array_like=True, frozen=True):
+    """The parent of a run goes on, and waits for it: if it has ended, it goes on too, or its outcome is sent again.
+    `parent`: the link of that parent; what has another one is another run. `id`: the request for which the parent goes
+    on; `by`, `reason` and `anyway` as in that. `cancelled`: the parent may have cancelled it by what is void now.
+    `late`: the parent was going on already when it got the failure of the run."""
+
+    id: str
+    parent: str
+    workflow: str
+    by: str = ""
+    reason: str = ""
+    anyway: bool = False
+    cancelled: bool = False
+    late: bool = False
+
+
 class PauseRequest(msgspec.Struct, array_like=True, frozen=True):
     """Somebody wants the run to be paused. What comes of it is `RunMachine.pause`, which its owner sets."""
 
@@ -147,6 +165,7 @@ Input = (
     | Due
     | Oversize
     | RetryRequest
+    | AgainRequest
     | RunForked
     | PauseRequest
     | ResumeRequest
@@ -154,14 +173,14 @@ Input = (
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A message to another run: `start`, `signal`, `cancel`, `child` (a child's outcome) or `to-child` (a signal or
-    cancel that only the child of this link may get). The outbox delivers it."""
+    """A message to another run: `start`, `signal`, `cancel`, `child` (a child's outcome), `to-child` (a signal or
+    cancel that only the child of this link may get) or `again` (`AgainRequest`). The outbox delivers it."""
 
     target: str
     kind: str
     body: bytes
     identity: bytes = b""
-    """Of a signal or cancel: what tells its target that it has it already (decision 37)."""
+    """Of a signal, cancel or `again`: what tells its target that it has it already (decision 37)."""
 
 
 class Forgotten(str):

@@ -183,7 +183,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
                 lines.append(_fact("input", Text(preview(event.input, 2 * width)), width))
             elif isinstance(event, RunCompleted):
                 lines.append(_fact("result", Text(preview(event.result, 2 * width), style=OK), width))
-            elif isinstance(event, events.RunCancelled) and event.reason:
+            elif isinstance(event, events.RunCancelled) and event.reason and is_last:  # else it goes on
                 lines.append(_fact("reason", safe_text(event.reason, WARN, 500), width))
             elif isinstance(event, events.RunFailed) and is_last:  # else it was retried, and goes on
                 lines.extend(_why(detail, event.failure, width))

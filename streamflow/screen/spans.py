@@ -225,6 +225,10 @@ def _begin_again(by_id: dict[int | str, Span], event: RunRetried | RunForked) ->
         span = by_id.get(seq)
         if span is not None:
             span.end, span.failed, span.note = None, False, ""
+    for seq in event.children if isinstance(event, RunRetried) else ():
+        span = by_id.get(seq)
+        if span is not None:
+            span.end, span.failed, span.note = None, False, span.child
     for seq, run_id in event.children if isinstance(event, RunForked) else ():
         span = by_id.get(seq)
         if span is not None:

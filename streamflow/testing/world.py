@@ -56,10 +56,27 @@ from streamflow.machine.factory import (
     stuck_for,
     was_cancelled,
 )
-from streamflow.machine.retry_point import CannotRetry, check_end, retry_point
+from streamflow.machine.retry_point import (
+    CannotRetry,
+    RetryPoint,
+    again_point,
+    check_end,
+    no_child,
+    not_again,
+    retry_point,
+)
 from streamflow.machine.run import RunMachine
 from streamflow.machine.snapshot import waits_in
-from streamflow.machine.transition import Due, Effects, Forgotten, Outcome, RetryRequest
+from streamflow.machine.transition import (
+    AgainRequest,
+    CompletedChild,
+    Due,
+    Effects,
+    FailedChild,
+    Forgotten,
+    Outcome,
+    RetryRequest,
+)
 from streamflow.model.attributes import merged
 from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
 from streamflow.model.sharding import Partition
@@ -71,7 +88,15 @@ from streamflow.store.pauses import Pause
 from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.stand_ins import stand_in
 from streamflow.testing.stubs import Stubs
-from streamflow.wire import InboxMessage, decode_fork, decode_message, is_fork, refused_child, to_delivery
+from streamflow.wire import (
+    InboxMessage,
+    child_outcome,
+    decode_fork,
+    decode_message,
+    is_fork,
+    refused_child,
+    to_delivery,
+)
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Bug
@@ -446,6 +471,9 @@ class World:
             if not (retry.seq and record.head.is_open):
                 self._retry(message.run_id, record, retry)
                 return
+        if message.kind == "again":
+            self._ask_again(message.run_id, record, cast("AgainRequest", decode_message(message, None)))
+            return
         if record is None or not record.head.is_open:
             return  # as in production: the sender gets no error
         header = decode_header(message.header) if message.kind == "start" else None
@@ -589,24 +617,47 @@ class World:
         finally:
             self._again.discard(run_id)
 
+    def _ask_again(self, run_id: str, record: Record | None, again: AgainRequest) -> None:
+        """The parent of a run goes on, which waits for it."""
+        outcome: CompletedChild | FailedChild | None = None
+        if record is None or record.head.parent != again.parent:
+            outcome = no_child(run_id, again)
+        elif not record.head.is_open:
+            history = decode_history(record.transitions)
+            app = record.app or self.app
+            reducer = is_reducer(app, record.head, record.state)
+            found = again_point(run_id, record.head, history, again, is_reducer=reducer)
+            if isinstance(found, RetryPoint):
+                try:
+                    if (pause := self.paused.get(record.head.workflow)) is not None:
+                        raise CannotRetry("Paused", paused_text(run_id, pause, record.head.workflow))
+                    self._go_on(run_id, record, again, found)
+                except CannotRetry as error:
+                    outcome = not_again(run_id, again, error, found.failure)
+            else:
+                outcome = found
+        if outcome is not None and (parent := parent_link(again.parent)):
+            self.post("child", parent.run_id, child_outcome(outcome))
+
     def _retry(self, run_id: str, record: Record, retry: RetryRequest) -> None:
         """Have a run go on that has failed, as its owner does; or say why not."""
         app = record.app or self.app
         try:
             check_end(run_id, record.head, retry, is_reducer=is_reducer(app, record.head, record.state))
-            history = decode_history(record.transitions)
-            point = retry_point(run_id, history)
-            try:
-                machine = rehydrate(app, self.partition, run_id, record.head, b"", history, retry=point)
-                effects = machine.advance([retry], self.now)
-                encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
-            except BaseException as error:
-                if type(error) is KeyboardInterrupt:
-                    raise
-                raise CannotRetry("Diverged", f"run {run_id} can't go on: {reason_of(error)}") from error
+            self._go_on(run_id, record, retry, retry_point(run_id, decode_history(record.transitions)))
         except CannotRetry as error:
             self._refuse(retry, error.failure)
-            return
+
+    def _go_on(self, run_id: str, record: Record, retry: RetryRequest | AgainRequest, point: RetryPoint) -> None:
+        app, history = record.app or self.app, decode_history(record.transitions)
+        try:
+            machine = rehydrate(app, self.partition, run_id, record.head, b"", history, retry=point)
+            effects = machine.advance([retry], self.now)
+            encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
+        except BaseException as error:
+            if type(error) is KeyboardInterrupt:
+                raise
+            raise CannotRetry("Diverged", f"run {run_id} can't go on: {reason_of(error)}") from error
         if not effects.ended:
             self._machines[run_id] = machine
         self._commit(run_id, machine, effects, *encoded)

@@ -109,6 +109,8 @@ class Counts(msgspec.Struct, array_like=True):
     retried: int = 0
     """Runs that had failed and go on: so many more have failed than `failed` says."""
     paused: int = 0
+    uncancelled: int = 0
+    """Runs that were cancelled and go on with their parents: so many more were cancelled than `cancelled` says."""
 
     def add(self, other: Counts) -> None:
         self.running += other.running
@@ -118,10 +120,11 @@ class Counts(msgspec.Struct, array_like=True):
         self.cancelled += other.cancelled
         self.retried += other.retried
         self.paused += other.paused
+        self.uncancelled += other.uncancelled
 
     def plain(self) -> dict[str, int]:
         counts = msgspec.structs.asdict(self)
-        for rare in ("retried", "paused"):
+        for rare in ("retried", "paused", "uncancelled"):
             if not counts[rare]:
                 del counts[rare]
         return counts
@@ -238,8 +241,12 @@ def _pause_ended(runs: Runs, run_id: str, at: int, event: PauseEnded) -> None:
 def _run_retried(runs: Runs, run_id: str, at: int, event: RunRetried) -> None:
     for counts in runs.of(event):
         counts.running += 1
-        counts.failed -= 1
-        counts.retried += 1
+        if event.cancelled:
+            counts.cancelled -= 1
+            counts.uncancelled += 1
+        else:
+            counts.failed -= 1
+            counts.retried += 1
 
 
 def _merge_counts(into: dict[str, Counts], other: dict[str, Counts]) -> None:

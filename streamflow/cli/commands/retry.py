@@ -22,7 +22,8 @@ def retry(run: str | None, step: str | None, reason: str, anyway: bool, alone: b
     """Have a run go on that has failed, from where it failed, or is stuck.
 
     The step that failed is tried again, and all recorded results are kept. If the code itself failed, deploy the mended
-    code first: it gets once more what it had got last. A run that can't go on is refused, and nothing has changed.
+    code first: it gets once more what it had got last. Children that failed or were cancelled together with the run go
+    on with it. A run that can't go on is refused, and nothing has changed.
 
     A run that is stuck goes on by itself when its code is mended. This tries the code that there is once more, for a
     cause that was something else: a file, an environment variable.

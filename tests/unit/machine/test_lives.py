@@ -117,7 +117,7 @@ def test_a_child_reports_to_the_life_that_started_it() -> None:
     run = Run(app, "parent", parent="up#7@900")
     [message] = [one for one in run.advance(CancelRequested("why", terminate=True)).outbox if one.kind == "child"]
     assert plain(message.body)[1] == 7
-    assert plain(message.body)[-3:] == [True, 900, "r"]
+    assert plain(message.body)[-4:] == [True, 900, "r", ""]
 
 
 def test_signals_and_cancels_are_for_the_child_of_the_link_only() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import msgspec
 import pytest
 
 import streamflow as sf
+from streamflow import events
 from streamflow.errors import Failure
 from streamflow.events import (
     AskReceived,
@@ -17,10 +19,11 @@ from streamflow.events import (
     RunStarted,
     SignalReceived,
     Transition,
+    encode_transition,
 )
-from streamflow.machine.retry_point import CannotRetry, retry_point, with_gaps
-from streamflow.machine.transition import Due, Effects, Outcome, Oversize, RetryRequest
-from streamflow.model.record import Status
+from streamflow.machine.retry_point import CannotRetry, RetryPoint, again_point, retry_point, with_gaps
+from streamflow.machine.transition import AgainRequest, Due, Effects, FailedChild, Outcome, Oversize, RetryRequest
+from streamflow.model.record import Header, Status
 from tests.support.machine_driver import Run, make_app, plain, raw
 
 
@@ -532,18 +535,106 @@ def test_a_cancel_behind_the_point_is_void_and_one_before_it_counts() -> None:
     assert run.machine.status == Status.COMPLETED
 
 
-def test_a_run_that_waited_for_children_is_refused() -> None:
+def sent_again(effects: Effects) -> list[tuple[str, AgainRequest]]:
+    sent = [(one.target, one.body) for one in effects.outbox if one.kind == "again"]
+    return [(target, msgspec.msgpack.decode(body, type=AgainRequest)) for target, body in sent]
+
+
+def test_a_run_has_the_children_go_on_that_it_waited_for(crash: bool) -> None:
     app = make_app()
 
     @app.workflow
     async def flow() -> Any:
         await sf.gather(app.workflows["child"].options(id="kid")("x"), app.steps["act"]("fails"))
 
-    run = Run(app, "flow")
+    run = Run(app, "flow", created=900, crash=crash)
     run.failed(2)
     effects = run.retry()
-    assert answered(effects) == "OpenChildren"
-    assert "kid (child)" in str(effects.answers[0].failure)
+    assert answered(effects)["children"] == ["kid"]
+    [(target, again)] = sent_again(effects)
+    assert target == "kid"
+    assert again == AgainRequest("f" * 32, "r#1@900", "child", "kim", "again", False, True)
+    assert retried(run).children == [1]
+
+    # It ends for the cancel that is void: it is asked again, and its end doesn't count.
+    before = effects.outbox[0].identity
+    run.done(2, "A", attempt=2)
+    late = FailedChild(1, "child", Failure("RunCancelled", "the parent run r ended"), True, 900, "kid")
+    effects = run.advance(late)
+    assert effects.events == []
+    assert [target for target, _ in sent_again(effects)] == ["kid"]
+    assert effects.outbox[0].identity not in ("", before)
+    run.advance(msgspec.structs.replace(late, again="f" * 32))
+    assert run.names[-2:] == ["ChildFailed", "RunFailed"]
+
+
+def test_a_child_that_the_code_cancels_again_is_not_asked_again(crash: bool) -> None:
+    app = make_app()
+
+    @app.workflow
+    async def flow() -> Any:
+        child = await sf.start(app.workflows["child"], "x", id="kid")
+        await app.steps["act"]("fails")
+        await child.cancel("enough")
+        return await child.result()
+
+    run = Run(app, "flow", created=900, crash=crash)
+    run.failed(2)
+    run.retry()
+    run.done(2, attempt=2)
+    assert run.names[-1] == "ChildCancelled"
+    run.advance(FailedChild(1, "child", Failure("RunCancelled", "enough"), True, 900, "kid"))
+    assert run.names[-2:] == ["ChildFailed", "RunFailed"]
+
+
+def test_of_a_child_only_what_its_parent_did_is_void() -> None:
+    app = make_app()
+
+    @app.workflow
+    async def flow() -> Any:
+        return await sf.signal("word", str)
+
+    run = Run(app, "flow", parent="p#1@900")
+    run.advance(CancelRequested("the parent run p ended"))
+    assert run.names == ["RunStarted", "CancelRequested", "RunCancelled"]
+    header = Header(Status.CANCELLED, 2, "c", 0, 1, "flow", "", "p#1@900")
+    asked = AgainRequest("f" * 32, "p#1@900", "flow", cancelled=True)
+
+    def point(again: AgainRequest) -> Any:
+        return again_point("r", header, run.transitions(), again, is_reducer=False)
+
+    assert (point(asked).kept, point(asked).cancelled) == (1, True)
+    stays = point(msgspec.structs.replace(asked, cancelled=False))
+    assert str(stays.failure) == "NotRetried: NotFailed: run r was cancelled"
+    assert stays.failure.cause == Failure("RunCancelled", "the parent run p ended")
+    reducer = again_point("r", header, run.transitions(), asked, is_reducer=True)
+    assert isinstance(reducer, FailedChild)
+    assert "Reducer: run r is a reducer" in str(reducer.failure)
+    run.elements[-1:] = [encode_transition(1, [CancelRequested("", True), events.RunCancelled("flow", "", 1, "")])]
+    assert isinstance(point(asked), FailedChild)
+
+
+def test_a_child_goes_on_once_for_each_retry_of_its_parent(crash: bool) -> None:
+    app = make_app()
+    two_steps(app)
+    run = Run(app, "flow", parent="p#1@900", crash=crash)
+    run.done(1, "A")
+    run.failed(2)
+    header = Header(Status.FAILED, 3, "c", 0, 1, "flow", "", "p#1@900")
+    asked = AgainRequest("f" * 32, "p#1@900", "flow")
+    again = again_point("r", header, run.transitions(), asked, is_reducer=False)
+    assert isinstance(again, RetryPoint)
+    run.retry()
+    run.failed(2, attempt=2)
+    same = again_point("r", header, run.transitions(), asked, is_reducer=False)
+    assert isinstance(same, FailedChild)
+    assert (str(same.failure), same.again) == ("StepFailed: step act failed after 2 attempts: ValueError: no", "f" * 32)
+    continued = run.transitions()
+    continued[0].events.insert(0, events.RunContinued("flow", "", raw([]), 0, 1, 0, 1, []))
+    late = msgspec.structs.replace(asked, id="e" * 32, late=True)
+    assert isinstance(again_point("r", header, continued, late, is_reducer=False), FailedChild)
+    other = msgspec.structs.replace(asked, id="e" * 32)
+    assert isinstance(again_point("r", header, run.transitions(), other, is_reducer=False), RetryPoint)
 
 
 def test_a_child_that_has_completed_since_is_kept(crash: bool) -> None:
