@@ -614,6 +614,55 @@ def test_of_a_child_only_what_its_parent_did_is_void() -> None:
     assert isinstance(point(asked), FailedChild)
 
 
+def test_a_cancelled_child_goes_on_from_before_what_came_of_the_cancel() -> None:
+    app = make_app()
+
+    @app.workflow
+    async def flow() -> Any:
+        try:
+            return await sf.signal("word", str)
+        finally:
+            await app.steps["act"]("clean up")
+
+    asked = AgainRequest("f" * 32, "p#1@900", "flow", cancelled=True)
+
+    def goes_on_from(run: Run, status: Status) -> str:
+        header = Header(status, 2, "c", 0, 1, "flow", "", "p#1@900")
+        point = again_point("r", header, run.transitions(), asked, is_reducer=False)
+        assert isinstance(point, RetryPoint)
+        return run.names[point.kept]
+
+    run = Run(app, "flow", parent="p#1@900")
+    run.advance(CancelRequested("the parent run p ended"))
+    run.failed(1)
+    assert run.names[-2:] == ["StepFailed", "RunFailed"]
+    assert goes_on_from(run, Status.FAILED) == "CancelRequested"
+
+    run = Run(app, "flow", parent="p#1@900")
+    run.reload(sf.App())
+    run.advance(SignalReceived("other", raw(1)))
+    run.advance(CancelRequested("the parent run p ended"))
+    assert run.names[-4:] == ["SignalReceived", "RunResumed", "CancelRequested", "RunCancelled"]
+    assert goes_on_from(run, Status.CANCELLED) == "RunResumed"  # its code may not fit what is before that
+
+
+def test_a_fork_of_a_retried_run_has_children_of_its_own() -> None:
+    app = make_app()
+
+    @app.workflow
+    async def flow() -> Any:
+        await sf.gather(app.workflows["child"]("x"), app.steps["act"]("fails"))
+
+    run = Run(app, "flow", created=900)
+    run.failed(2)
+    run.retry()
+    assert run.machine.again is not None
+    fork = run.fork(None, "other")
+    [child] = fork.machine.children.values()
+    fork.advance(FailedChild(1, "child", Failure("ValueError", "no"), False, fork.created, child.run_id))
+    assert fork.names[-1] == "RunFailed"
+
+
 def test_a_child_goes_on_once_for_each_retry_of_its_parent(crash: bool) -> None:
     app = make_app()
     two_steps(app)
