@@ -63,6 +63,7 @@ class _Counts(msgspec.Struct):
     cancelled: int = 0
     retried: int = 0
     paused: int = 0
+    uncancelled: int = 0
 
 
 class _Runs(msgspec.Struct):

@@ -398,6 +398,11 @@ class CoroutineMachine(RunMachine):
         if self._root is not None:
             _abandoned.append(self)
 
+    def _cancel_requested(self, event: CancelRequested) -> None:
+        super()._cancel_requested(event)
+        if self.ending is not None:  # its code has ended, but it waits for children: it was cancelled all the same
+            self._cancelling = event
+
     @property
     def is_cancelling(self) -> bool:
         return isinstance(self._cancelling, CancelRequested)

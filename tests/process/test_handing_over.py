@@ -173,11 +173,11 @@ async def test_a_server_that_is_silent_for_a_moment_costs_no_grace(
     embedded_server: EmbeddedServer, daemons: Daemons, client: sf.Client, journal: Path
 ) -> None:
     """A heartbeat of the draining daemon fails meanwhile."""
-    last = await daemons.start("--dead-after", "3")
+    last = await daemons.start("--dead-after", "4")
     runs = [await client.start(flows.innocent, str(journal), name, 5.0) for name in NAMES]
     await begun(journal, len(NAMES))
     async with Redis.from_url(embedded_server.url) as redis:
-        await redis.execute_command("CLIENT", "PAUSE", 2000)
+        await redis.execute_command("CLIENT", "PAUSE", 3000)
     last.process.terminate()
     assert await last.wait() == 0
     assert last.logged("a heartbeat or a release failed while draining"), "the fault took place"

@@ -55,6 +55,7 @@ class Demo:
         self.log = log
         self.folder = Path(facts.folder)
         self.shell = Shell(facts.redis, facts.namespace)
+        self.shell.environ["COLUMNS"] = "160"  # nothing is cut off, however long it has taken
         self.restless = {*self.incident(8).runs, ILL}
         """Runs that change by themselves, until they are mended."""
 

@@ -98,7 +98,7 @@ def incidents(count: Counts, app: str) -> list[Incident]:
                 "runs --workflow enrich --status failed",
                 'retry --workflow enrich --error ConnectTimeout --reason "api.example is back"',
             ],
-            shows="ConnectTimeout: api.example:443",
+            shows="ConnectTimeout",
         ),
         Incident(
             number=3,
