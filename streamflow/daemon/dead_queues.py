@@ -10,17 +10,12 @@ the metrics do). Called by: the rollup.
 
 from __future__ import annotations
 
-import logging
-import math
-
 from streamflow.daemon.context import Context
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.daemon.looks import Looks
 from streamflow.store.connection import Call
 from streamflow.store.queues import PATIENCE, clock_of, read_queues
 from streamflow.store.workers import live_workers
 from streamflow.views.attention import DeadQueue
-
-_log = logging.getLogger("streamflow.rollup")
 
 LOOK_EVERY = 10.0
 """Seconds between two looks."""
@@ -33,28 +28,19 @@ class DeadQueues:
         self._store = context.store
         self._keys = context.kernel.keys
         self._shards = context.namespace.shards
-        self._rounds = math.ceil(LOOK_EVERY / context.settings.rollup)
-        self._left = 0
-        """Rollups until the next look."""
+        self._looks = Looks("queues without workers are", LOOK_EVERY, context.settings.rollup)
         self.found: list[DeadQueue] | None = None
         """As of the last look; None before the first one."""
 
     def forget(self) -> None:
         """Another daemon leads: if this one leads again, it looks at once."""
-        self._left, self.found = 0, None
+        self._looks.forget()
+        self.found = None
 
     async def look(self) -> bool:
         """Look, if it is time to; returns whether anything has changed. Raises `StoreUnavailable`."""
-        if self._left > 0:
-            self._left -= 1
-            return False
-        self._left = self._rounds - 1
-        try:
-            found = await self._read()
-        except StoreUnavailable:
-            raise
-        except StoreError as error:  # somebody has overwritten a key: the rest of the view is as good
-            _log.warning("queues without workers are unknown, will look again: %s", error)
+        found = await self._looks.take(self._read)
+        if found is None:
             return False
         changed = found != self.found
         self.found = found

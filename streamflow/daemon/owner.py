@@ -149,8 +149,8 @@ class Owner:
         self.watch = RunNote()
         self._failure_log = FailureLog()
         self.shards_lost = 0
-        self.moves = Moves()
         """How often `lost` was called."""
+        self.moves = Moves()
         self.on_committed: Callable[[list[ShardBatch], list[Committed | StoreError], float], None] | None = None
         """Called once a pipeline: the batches, their answers, and when it was sent (monotonic s)."""
         self.on_lost: Callable[[], None] = _ignore

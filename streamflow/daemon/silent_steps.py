@@ -8,19 +8,14 @@ Owns: how often the leading daemon looks, and which heartbeats count. Must not: 
 
 from __future__ import annotations
 
-import logging
-import math
-
 from streamflow.daemon.context import Context
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.daemon.looks import Looks
 from streamflow.model.reports import StepBeat
 from streamflow.store.connection import Call
 from streamflow.store.queues import clock_of
 from streamflow.store.workers import live_workers
 from streamflow.views.attention import Silent
 from streamflow.wire import decode_heartbeat
-
-_log = logging.getLogger("streamflow.rollup")
 
 LOOK_EVERY = 10.0
 """Seconds between two looks."""
@@ -33,28 +28,19 @@ class SilentSteps:
         self._store = context.store
         self._keys = context.kernel.keys
         self._settings = context.settings
-        self._rounds = math.ceil(LOOK_EVERY / context.settings.rollup)
-        self._left = 0
-        """Rollups until the next look."""
+        self._looks = Looks("steps that are silent are", LOOK_EVERY, context.settings.rollup)
         self.found: list[Silent] = []
         """As of the last look."""
 
     def forget(self) -> None:
         """Another daemon leads: if this one leads again, it looks at once."""
-        self._left, self.found = 0, []
+        self._looks.forget()
+        self.found = []
 
     async def look(self) -> bool:
         """Look, if it is time to; returns whether anything has changed. Raises `StoreUnavailable`."""
-        if self._left > 0:
-            self._left -= 1
-            return False
-        self._left = self._rounds - 1
-        try:
-            found = await self._read()
-        except StoreUnavailable:
-            raise
-        except StoreError as error:  # somebody has overwritten a key: the rest of the view is as good
-            _log.warning("steps that are silent are unknown, will look again: %s", error)
+        found = await self._looks.take(self._read)
+        if found is None:
             return False
         changed = [one[:3] for one in found] != [one[:3] for one in self.found]
         self.found = found

@@ -19,18 +19,16 @@ its listings, and what it has published, aren't counted.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from streamflow.daemon.context import Context
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.daemon.looks import Looks
+from streamflow.errors import StoreError
 from streamflow.model.record import LISTED, OPEN
 from streamflow.store.connection import Call
-
-_log = logging.getLogger("streamflow.rollup")
 
 LOOK_EVERY = 60.0
 """Seconds between two looks."""
@@ -66,33 +64,29 @@ class Sizes:
         self._keys = context.kernel.keys
         self._clock = context.clock
         self._shards = context.namespace.shards
-        self._rounds = math.ceil(LOOK_EVERY / context.settings.rollup)
-        self._left = 0
-        """Rollups until the next look."""
+        # The user may not ask: that is no more than a figure that is missing.
+        self._looks = Looks("what ended runs take is", LOOK_EVERY, context.settings.rollup, logging.DEBUG)
         self._next = 0
         """The shard that is next."""
         self._known: dict[int, _Ages] = {}
 
     def forget(self) -> None:
         """Another daemon leads: if this one leads again, it begins again."""
-        self._left, self._next, self._known = 0, 0, {}
+        self._looks.forget()
+        self._next, self._known = 0, {}
 
     async def look(self) -> bool:
         """Look at the next shards, if it is time to; returns whether it has. Raises `StoreUnavailable`."""
-        if self._left > 0:
-            self._left -= 1
+        known = await self._looks.take(self._read_next)
+        if known is None:
             return False
-        self._left = self._rounds - 1
+        self._known.update(known)
+        return True
+
+    async def _read_next(self) -> dict[int, _Ages]:
         numbers = [(self._next + n) % self._shards for n in range(min(SHARDS, self._shards))]
         self._next = (numbers[-1] + 1) % self._shards  # also if one of them is damaged: the others have their turn
-        try:
-            self._known.update(await self._read(numbers))
-        except StoreUnavailable:
-            raise
-        except StoreError as error:  # somebody has overwritten a key, or the user may not ask
-            _log.debug("what ended runs take is unknown, will look again: %s", error)
-            return False
-        return True
+        return await self._read(numbers)
 
     def found(self) -> dict[str, Any] | None:
         """`{"as_of": ms, "shards": looked at, "of": all, "workflows": [{"workflow", "runs", "bytes", "ages": {age:

@@ -73,11 +73,11 @@ async def test_what_was_known_stays_when_a_key_is_damaged() -> None:
     store = FakeStore()
     it = dead_queues(store)
     await it.look()
-    it._left = 0
+    it._looks.forget()
     store.answers["HKEYS"] = StoreError("WRONGTYPE")
     assert not await it.look()
     assert it.found == []
-    it._left = 0
+    it._looks.forget()
     store.answers["HKEYS"] = StoreUnavailable("away")
     with pytest.raises(StoreUnavailable):
         await it.look()

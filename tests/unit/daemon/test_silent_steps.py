@@ -86,7 +86,7 @@ async def test_a_look_takes_three_reads_in_ten_seconds() -> None:
 async def test_a_damaged_key_changes_nothing_and_an_outage_is_passed_on() -> None:
     it = silent_steps(TwoHashes(daemon(SILENT), {}))
     await it.look()
-    it._left = 0  # pyright: ignore[reportPrivateUsage]
+    it._looks.forget()  # pyright: ignore[reportPrivateUsage]
     broken: Any = FakeStore(HGETALL=StoreError("WRONGTYPE"))
     it._store = broken  # pyright: ignore[reportPrivateUsage]
     assert await it.look() is False
