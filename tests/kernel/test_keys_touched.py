@@ -54,17 +54,21 @@ class Watcher:
         self._connection = monitor.connection
 
     async def commands(self, call: Call[Any]) -> list[list[str]]:
-        """Words of each command that the call's script ran, as MONITOR prints them (quotes and bytes escaped)."""
+        """Words of each command that the call's script ran, as MONITOR prints them (quotes and bytes escaped). It also
+        shows the scripts of others, who share the server; what a script runs comes behind its own call."""
         await self._shard.do(call)
         await self._shard.plain("ECHO", END)  # on its own: a script that has to be loaded first would come behind it
         found: list[list[str]] = []
+        is_ours = False
         while True:
             # Not `Monitor.next_command`, which joins the words with spaces.
             line: Any = await self._connection.read_response()
             words = re.findall(r'"((?:[^"\\]|\\.)*)"', line.decode())
             if words == ["ECHO", END]:
                 return found
-            if b" lua] " in line:
+            if b" lua] " not in line:
+                is_ours = words[0].startswith("EVAL") and words[3 : 3 + len(call.keys)] == call.keys
+            elif is_ours:
                 found.append(words)
 
     async def touched(self, call: Call[Any]) -> set[str]:
