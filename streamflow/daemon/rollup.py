@@ -138,7 +138,7 @@ class Rollup:
         for shard in shards:
             self._trim_at(shard, now + TRIM_RETRY)  # unless the answer says otherwise
             try:
-                shard.views.prune(now)
+                shard.views.prune(now, self._shards)
                 encoded = shard.views.encode()
             except Exception as error:  # what somebody else has written may be decoded, and still be invalid
                 self._troubles.failed(shard_name(shard.number), NOT_STORED, error, stops=False)

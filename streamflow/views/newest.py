@@ -3,14 +3,15 @@
 Owns: its partial, and how it is folded, merged, rendered and cut for storing.
 Must not: know keys, offsets or clocks. Called by: `registry.py`.
 
-A partial has the last changes, and knows behind which moment it has all: what a shard stores is cut to `KEPT`, because
-it does so every second, and of what several shards have only those are listed that are newer than all that any of them
-has dropped. So the list is exact, and shorter than `MOST` where one shard has more of the newest changes than `KEPT`.
+A partial has the last changes of runs, and knows behind which moment it has all: what a shard stores is cut to its
+share of the list and a margin, because it does so every second, and of what several shards have only those are listed
+that are newer than all that any of them has dropped. So the list is exact, and shorter than `MOST` where one shard has
+more of the newest changes than it stores.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+import math
 from typing import Any
 
 import msgspec
@@ -20,37 +21,52 @@ from streamflow.model.record import Status
 MOST = 200
 """Runs that a rendered view lists."""
 KEPT = 50
-"""Changes that a shard stores."""
+"""Runs that a shard stores, at most..."""
+MARGIN, FACTOR = 8, 4
+"""...of many shards so many, and so many times its share: with 256 of them 12, of which the list has 0.8 on average."""
 
 STATUSES = (Status.RUNNING, Status.PAUSED, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 """By number. Of changes in one millisecond the one with the highest number counts: it is the last of a transition."""
 
-Change = tuple[int, str, int, str]
-"""Shard-clock ms, run id, number of the status, workflow."""
+Change = tuple[int, int, str]
+"""Shard-clock ms, number of the status, workflow."""
 
 
 class Newest(msgspec.Struct, array_like=True):
-    """The last changes, oldest first, all of which are newer than `dropped`: the newest of those that it lacks."""
+    """By run its last change, of all runs that have changed after `dropped`: the newest of those that are not here."""
 
-    changes: list[Change] = []
+    changes: dict[str, Change] = {}
     dropped: tuple[int, str] = (0, "")
 
-    def add(self, change: Change) -> None:
-        changes = self.changes
-        if change[:2] <= self.dropped:
+    def add(self, run_id: str, change: Change) -> None:
+        if change[0] <= self.dropped[0] and (change[0], run_id) <= self.dropped:
             return
-        if not changes or change > changes[-1]:
-            changes.append(change)
-        else:
-            insort(changes, change)
-        if len(changes) > 2 * MOST:  # a cut costs as much as 200 changes
-            self.cut(MOST)
+        changes = self.changes
+        known = changes.get(run_id)
+        if known is None or known < change:
+            changes[run_id] = change
+            if len(changes) > 2 * MOST:  # a cut costs as much as 200 changes
+                self.cut(MOST)
 
     def cut(self, most: int) -> None:
-        """Drop the oldest changes but `most`; those of a run in one millisecond go together."""
+        """Drop all but the `most` runs that have changed last."""
         if len(self.changes) > most:
-            self.dropped = self.changes[-most - 1][:2]
-            self.changes = [change for change in self.changes[-most:] if change[:2] > self.dropped]
+            moments = sorted(map(_moment, self.changes.items()))
+            self._drop(moments[-most - 1])
+
+    def _drop(self, upto: tuple[int, str]) -> None:
+        self.dropped = upto
+        self.changes = {run_id: change for run_id, change in self.changes.items() if (change[0], run_id) > upto}
+
+    def merge(self, other: Newest) -> None:
+        if other.dropped > self.dropped:
+            self._drop(other.dropped)
+        for run_id, change in other.changes.items():
+            self.add(run_id, change)
+
+
+def _moment(item: tuple[str, Change]) -> tuple[int, str]:
+    return item[1][0], item[0]
 
 
 def folds_as(status: Status) -> Any:
@@ -58,38 +74,22 @@ def folds_as(status: Status) -> Any:
     number = STATUSES.index(status)
 
     def fold(newest: Newest, run_id: str, at: int, event: Any) -> None:
-        newest.add((at, run_id, number, event.workflow))
+        newest.add(run_id, (at, number, event.workflow))
 
     return fold
-
-
-def merge(into: Newest, other: Newest) -> None:
-    if other.dropped > into.dropped:
-        into.dropped = other.dropped
-        del into.changes[: _not_newer(into)]
-    if newer := other.changes[_not_newer(other, into.dropped) :]:  # few of most shards, once others have filled it
-        into.changes = sorted([*into.changes, *newer])
-        into.cut(MOST)
-
-
-def _not_newer(newest: Newest, dropped: tuple[int, str] | None = None) -> int:
-    """How many of its changes are not newer than what is dropped."""
-    return bisect_right(newest.changes, newest.dropped if dropped is None else dropped, key=_moment)
-
-
-def _moment(change: Change) -> tuple[int, str]:
-    return change[:2]
 
 
 def render(newest: Newest, now_ms: int) -> Any:
     """`{"since": ms, "runs": [{"at", "run_id", "workflow", "status"}, …]}`, newest first, each run once. All runs whose
     status has changed after `since` are there."""
-    runs: dict[str, dict[str, Any]] = {}
-    for at, run_id, number, workflow in reversed(newest.changes):
-        if run_id not in runs:
-            runs[run_id] = {"at": at, "run_id": run_id, "workflow": workflow, "status": str(STATUSES[number])}
-    return {"since": newest.dropped[0], "runs": list(runs.values())}
+    changes = sorted(newest.changes.items(), key=_moment, reverse=True)
+    rows = [
+        {"at": at, "run_id": run_id, "workflow": workflow, "status": str(STATUSES[number])}
+        for run_id, (at, number, workflow) in changes[:MOST]
+    ]
+    since = changes[MOST][1][0] if len(changes) > MOST else newest.dropped[0]
+    return {"since": since, "runs": rows}
 
 
-def prune(newest: Newest, now_ms: int) -> None:
-    newest.cut(KEPT)
+def prune(newest: Newest, now_ms: int, shards: int) -> None:
+    newest.cut(min(KEPT, MARGIN + FACTOR * math.ceil(MOST / shards)))

@@ -86,7 +86,8 @@ class View(Generic[T]):
     merge: Callable[[T, T], None]
     """Adds the second partial to the first; the second stays as it is."""
     render: Callable[[T, int], JSON]
-    prune: Callable[[T, int], None] = field(default=lambda partial, now_ms: None)
+    prune: Callable[[T, int, int], None] = field(default=lambda partial, now_ms, shards: None)
+    """Drops what is not to be stored: of a partial, now (ms), and one of so many shards."""
 
     def fold(self, partial: T, run_id: str, at: int, event: AnyEvent) -> None:
         function = self.folds.get(type(event))
@@ -345,7 +346,7 @@ def _render_rates(rates: Rates, now_ms: int) -> JSON:
     return {"until": end, **lists, "average": average}
 
 
-def _prune_rates(rates: Rates, now_ms: int) -> None:
+def _prune_rates(rates: Rates, now_ms: int, shards: int) -> None:
     oldest = now_ms // 1000 - WINDOW_S
     for number in [number for number in rates if number < oldest]:
         del rates[number]
@@ -625,7 +626,7 @@ def _render_causes(causes: Causes, now_ms: int) -> JSON:
     }
 
 
-def _prune_causes(causes: Causes, now_ms: int) -> None:
+def _prune_causes(causes: Causes, now_ms: int, shards: int) -> None:
     oldest = now_ms // DAY_MS - CAUSE_DAYS
     for number in [number for number in causes if number < oldest]:
         del causes[number]
@@ -726,7 +727,7 @@ VIEWS: tuple[View[Any], ...] = (
             events.RunFailed: newest.folds_as(Status.FAILED),
             events.RunCancelled: newest.folds_as(Status.CANCELLED),
         },
-        newest.merge,
+        newest.Newest.merge,
         newest.render,
         newest.prune,
     ),

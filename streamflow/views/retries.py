@@ -139,7 +139,7 @@ def merge(into: Minutes, other: Minutes) -> None:
         _minute(into, number).merge(minute)
 
 
-def prune(minutes: Minutes, now_ms: int) -> None:
+def prune(minutes: Minutes, now_ms: int, shards: int) -> None:
     oldest = now_ms // MINUTE_MS - MINUTES
     for number in [number for number in minutes if number < oldest]:
         del minutes[number]

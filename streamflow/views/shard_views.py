@@ -80,10 +80,10 @@ class ShardViews:
         """View name -> its part of `status --json`."""
         return {view.name: view.render(self.partials[view.name], now_ms) for view in VIEWS}
 
-    def prune(self, now_ms: int) -> None:
-        """Drop what is too old to be rendered."""
+    def prune(self, now_ms: int, shards: int = 1) -> None:
+        """Drop what is too old to be rendered, or more than one of so many shards has to have."""
         for view in VIEWS:
-            view.prune(self.partials[view.name], now_ms)
+            view.prune(self.partials[view.name], now_ms, shards)
 
 
 def merge_oldest(lists: Iterable[Iterable[Sequence[Any]]], k: int = 10) -> list[list[Any]]:
