@@ -32,6 +32,7 @@ ROOMS = (
     "http",
     "steps",
     "tracing",
+    "archive",
     "store",
     "views",
     "machine",

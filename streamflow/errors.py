@@ -14,6 +14,8 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     │   ├── StoreUnavailable        no connection, server loading its data, or time-out after every retry
     │   ├── StoreFull               out of memory: no new work is accepted, running work drains
     │   ├── StoreMisconfigured      a server setting would lose data (maxmemory-policy, version)
+    │   ├── ArchiveError            the archive of ended runs can't be used
+    │   │   └── ArchiveDamaged      an object in it isn't what was written
     │   ├── NamespaceMissing        the namespace was not created yet
     │   └── NamespaceMismatch       the namespace exists with other shards or another partition
     ├── RunError                    about one run: .run_id
@@ -230,6 +232,15 @@ class StoreFull(StoreError):
 
 class StoreMisconfigured(StoreError):
     """A server setting would lose data; the message says which one, and how to change it."""
+
+
+class ArchiveError(StoreError):
+    """The storage of ended runs can't be reached, refuses, or doesn't answer. Nothing was deleted from the server."""
+
+
+class ArchiveDamaged(ArchiveError):
+    """An object in the archive isn't what was written there, or another version of streamflow has written it; the
+    message has its name. All others can be read."""
 
 
 class NamespaceMissing(StoreError):

@@ -18,8 +18,10 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from streamflow.archive_url import check_archive_url
 from streamflow.errors import UsageError
 from streamflow.model.names import check_name
+from streamflow.model.retention import RetentionRules, parse_rules
 from streamflow.model.sharding import Partition
 from streamflow.server_url import USUAL, check_url, default_url, masked, redacted
 from streamflow.settings_file import PROJECT, TABLE, SettingsFile, read_settings_file
@@ -108,6 +110,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention: Annotated[
         float, Meta(description="seconds after which an ended run is deleted; 0: keep it forever", ge=0)
     ] = 604_800.0
+    retention_rules: Annotated[
+        str,
+        Meta(
+            description="other times for ended runs of a workflow or with a status, as in order=30d, order:failed=90d, "
+            "*:failed=180d, report=keep"
+        ),
+    ] = ""
+    archive: Annotated[
+        str,
+        Meta(
+            description="URL of the storage to which ended runs are written before they are deleted, as "
+            "file:///var/lib/streamflow/archive or s3://bucket/folder; a daemon that says it changes it for the "
+            "namespace, none: it has none any more; empty: as the namespace has it, none at first"
+        ),
+    ] = ""
     log_bytes: Annotated[
         int, Meta(description="bytes that the logs of all shards keep for readers, about; each an equal part", ge=1)
     ] = 268_435_456
@@ -154,6 +171,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         check_url(self.redis)
         check_name("namespace", self.namespace)
         split_address(self.http)
+        check_archive_url(self.archive)
+        self.ended_rules  # noqa: B018  # raises, if it can't be read
         for field in msgspec.structs.fields(Settings):
             _check(field, getattr(self, field.name))
         if self.durability and not is_level(self.durability):
@@ -163,6 +182,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"dead_after={self.dead_after:g} must be longer than beat={self.beat:g}, better four times as long: "
                 "else a daemon is considered dead between two of its heartbeats"
             )
+
+    @property
+    def ended_rules(self) -> RetentionRules:
+        """How long ended runs are kept."""
+        return parse_rules(self.retention_rules, self.retention)
 
     def __repr__(self) -> str:
         fields = {name: getattr(self, name) for name in self.__struct_fields__} | {"redis": redacted(self.redis)}

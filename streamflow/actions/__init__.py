@@ -1,5 +1,5 @@
-"""What operators do to runs: cancel, terminate, signal, retry, fork, pause, resume, forget; to one run, or to all that
-match filters; and that they pause a queue or a workflow as a whole.
+"""What operators do to runs: cancel, terminate, signal, retry, fork, pause, resume, forget, purge, restore; to one run,
+or to all that match filters; and that they pause a queue or a workflow as a whole.
 
 Every way in (commands, and whatever is built beside them) does it through here, so that each asks the same question,
 refuses in the same words, and leaves the same line in the log. From Python:
@@ -16,6 +16,8 @@ from streamflow.actions.fork import Fork
 from streamflow.actions.many import Bulk, BulkOutcome, bulk, freeze, open_file
 from streamflow.actions.one import Outcome, ReadOnly, perform
 from streamflow.actions.pause import Pause
+from streamflow.actions.purge import Purge
+from streamflow.actions.restore import Restore
 from streamflow.actions.resume import Resume
 from streamflow.actions.retry import Retry
 from streamflow.actions.signal import Signal
@@ -32,7 +34,9 @@ __all__ = [
     "Fork",
     "Outcome",
     "Pause",
+    "Purge",
     "ReadOnly",
+    "Restore",
     "Resume",
     "Retry",
     "RunFilters",

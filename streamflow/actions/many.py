@@ -327,7 +327,8 @@ async def freeze(
     sample: list[RunSummary] = []
     workflows: set[str] = set()
     try:
-        async for runs in client._every(within, **filters):
+        every = client._every_archived(**filters) if action.archived else client._every(within, **filters)
+        async for runs in every:
             chosen = [run for run in runs if not action.check(run)]
             file.add([Target(run.id, round(run.created.timestamp() * 1000)) for run in chosen])
             sample += chosen[: SAMPLE - len(sample)]

@@ -27,6 +27,8 @@ from streamflow.actions.cancel import Cancel
 from streamflow.actions.forget import Forget
 from streamflow.actions.fork import Fork
 from streamflow.actions.pause import Pause
+from streamflow.actions.purge import Purge
+from streamflow.actions.restore import Restore
 from streamflow.actions.resume import Resume
 from streamflow.actions.retry import Retry
 from streamflow.actions.signal import Signal
@@ -35,7 +37,7 @@ from streamflow.errors import UsageError
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 
-AnyAction = Cancel | Terminate | Signal | Retry | Forget | Fork | Pause | Resume
+AnyAction = Cancel | Terminate | Signal | Retry | Forget | Fork | Pause | Resume | Purge | Restore
 """By the name under which they stand in a file."""
 
 FORMAT = 1

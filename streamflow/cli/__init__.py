@@ -49,6 +49,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "pause": "Have nothing new begin: of a run, of a whole workflow, or in a queue.",
         "resume": "Have go on what `streamflow pause` has paused: a run, a whole workflow, or a queue.",
         "forget": "Delete ended runs and their histories.",
+        "purge": "Move ended runs into the archive now.",
+        "restore": "Put runs back from the archive.",
     },
     "Tests": {
         "export": "Export a run's history to a file that `replay` reads.",

@@ -2,7 +2,8 @@
 
 Owns: the options of both, which of them go together, the question before a bulk, the progress bar, stopping, and what
 is printed. Must not: know a single action (`actions/` does), choose runs, or decide how fast they are done.
-Called by: `cancel`, `terminate`, `signal`, `retry`, `fork`, `pause`, `resume`, `forget`.
+Called by: `cancel`, `terminate`, `signal`, `retry`, `fork`, `pause`, `resume`, `forget`, `purge`,
+`restore`.
 """
 
 from __future__ import annotations

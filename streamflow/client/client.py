@@ -14,6 +14,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
@@ -21,7 +22,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, o
 import msgspec
 from msgspec import Raw
 
+from streamflow.archive.archive import open_archive
+from streamflow.archive.format import ArchivedRun
 from streamflow.client import forking
+from streamflow.client.archived import ArchivedRuns, created_ms, describe_archived, events_of, listing_name
 from streamflow.client.listing import (
     Filters,
     FoundRuns,
@@ -40,8 +44,17 @@ from streamflow.client.session import Session, Sessions
 from streamflow.client.starting import OnExisting, asked_for, check_existing, own_arguments, replaced
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
-from streamflow.errors import NamespaceMissing, RunConflict, RunError, StoreError, Unconfirmed, UsageError
-from streamflow.events import AnyEvent, RunForked, Transition
+from streamflow.errors import (
+    ArchiveError,
+    NamespaceMissing,
+    RunConflict,
+    RunError,
+    RunNotFound,
+    StoreError,
+    Unconfirmed,
+    UsageError,
+)
+from streamflow.events import AnyEvent, RunForked, Transition, decode_history
 from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
@@ -92,6 +105,8 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
     `pyproject.toml` in the working directory), else the server of `streamflow dev` there, else
     `redis://127.0.0.1:6379`.
     `namespace`: by default `STREAMFLOW_NAMESPACE`, else `namespace` in that file, else `default`.
+    The namespace has the URL of its archive; `STREAMFLOW_ARCHIVE`, or `archive` in that file, counts instead where it
+    has another one here, unless `url` and `namespace` are given.
 
     Raises `UsageError` for a URL, a namespace or a settings file that is not valid.
 
@@ -103,7 +118,7 @@ def connect(url: str | None = None, *, namespace: str | None = None) -> Client:
         settings = Settings(redis=url, namespace=namespace)
     else:
         settings = load_settings({"redis": url, "namespace": namespace})
-    return Client(open_store(settings.redis), settings.namespace)
+    return Client(open_store(settings.redis), settings.namespace, archive=settings.archive)
 
 
 class NewRun(msgspec.Struct, frozen=True):
@@ -143,8 +158,10 @@ class Client:
     another version of streamflow.
     """
 
-    def __init__(self, store: Store, namespace: str) -> None:
+    def __init__(self, store: Store, namespace: str, *, archive: str = "") -> None:
         self.namespace = check_name("namespace", namespace)
+        self._archive_url = archive
+        """Where the archive is for this client; empty: where the namespace has it."""
         self.keys = NamespaceKeys(namespace)
         self.kernel = Kernel(self.keys)
         self._sessions = Sessions(store, self.kernel, self.keys)
@@ -439,13 +456,23 @@ class Client:
         """The run whose id is `text`, or if there is none the runs whose ids begin with it.
 
         At most 20,000 ids are compared, the newest of each listing: `is_certain` says whether that were all. As in
-        listings, only runs of workflows that daemons have registered are found by the beginning of their ids.
+        listings, only runs of workflows that daemons have registered are found by the beginning of their ids. A run in
+        the archive is found by its whole id.
         Raises `InvalidName` if no id can begin so.
 
         >>> (await client.find("invoice-17f3")).ids
         ['invoice-17f30c9a']
         """
-        return await self._listings.find(await self.read_namespace(), check_run_id(text))
+        found = await self._listings.find(await self.read_namespace(), check_run_id(text))
+        if found.ids == [text] or (archived := await self._archived_runs()) is None:
+            return found
+        try:
+            is_archived = await archived.archive.incarnations(text)
+        except ArchiveError:
+            if not found.ids:
+                raise
+            return found
+        return FoundRuns([text], 1, 1) if is_archived else found
 
     async def _every(
         self,
@@ -487,20 +514,182 @@ class Client:
 
     async def _forget(self, run_id: str, created: int) -> bool:
         shard = (await self.read_namespace()).shard_of(run_id)
+        archived = await self._archived_runs()
         while True:
-            line, _ = await self._batcher.peek(shard, run_id)
-            if not line:
-                return False
-            header = decode_header(line)
-            if created not in (0, header.created):
-                return False
-            if header.is_open:
-                raise RunError(
-                    f"run {run_id} is {header.status}; only ended runs can be forgotten: cancel it first", run_id
-                )
-            if await self._batcher.call(self.kernel.forget_runs(shard, [(run_id, header)])):
-                self._sessions.here().recent.settled(run_id)
+            header = await self._ended_header(shard, run_id, created, "forgotten")
+            # First there: who can't use the archive deletes nothing, and finds that out.
+            removed = 0 if archived is None else await archived.archive.remove(run_id, created)
+            if header is None:
+                return removed > 0
+            if await self._delete(shard, run_id, header):
                 return True
+
+    async def _ended_header(self, shard: int, run_id: str, created: int, what: str) -> Header | None:
+        """None if there is no such run on the server. Raises `RunError` if it is open."""
+        line, _ = await self._batcher.peek(shard, run_id)
+        if not line or created not in (0, incarnation_of(line)):
+            return None
+        header = decode_header(line)
+        if header.is_open:
+            raise RunError(f"run {run_id} is {header.status}; only ended runs can be {what}: cancel it first", run_id)
+        return header
+
+    async def _delete(self, shard: int, run_id: str, header: Header) -> bool:
+        """False if the run isn't as it was any more."""
+        if not await self._batcher.call(self.kernel.forget_runs(shard, [(run_id, header)])):
+            return False
+        self._sessions.here().recent.settled(run_id)
+        return True
+
+    # --- the archive --------------------------------------------------------------------------------------------------
+
+    async def purge(self, run_id: str) -> bool:
+        """Move an ended run into the namespace's archive now, as daemons do when its retention is over. Returns False
+        when there is no such run on the server.
+
+        It is deleted here when the storage has confirmed it. Then its id is free again, and `run(id)` reads it there.
+        `run_id`: the full id. Raises `RunError` when the run is open: cancel it first; `UsageError` when the namespace
+        has no archive, `ArchiveError`, `InvalidName`.
+        """
+        return await self._purge(check_run_id(run_id), 0)
+
+    async def _purge(self, run_id: str, created: int) -> bool:
+        shard = (await self.read_namespace()).shard_of(run_id)
+        archived = await self._needed_archive()
+        keys = self.keys.shard(shard)
+        while True:
+            header = await self._ended_header(shard, run_id, created, "archived")
+            if header is None:
+                return False
+            calls = [Call.plain("LRANGE", keys.run(run_id), 0, -1), Call.plain("HGETALL", keys.published(run_id))]
+            record, published = await settled([self._batcher.call(call) for call in calls])
+            for answer in (record, published):
+                if isinstance(answer, StoreError):
+                    raise answer
+            line, state, *transitions = cast("list[bytes]", record) or [b"", b""]
+            if line != header.encode():
+                continue
+            named = {name.decode(): value for name, value in cast("dict[bytes, bytes]", published).items()}
+            await archived.add(ArchivedRun(run_id, line, state, transitions, named))
+            if await self._delete(shard, run_id, header):
+                return True
+
+    async def restore(self, run_id: str, *, created: datetime | None = None) -> Run[Any]:
+        """Put a run back from the archive onto the server: then it can be retried, and is listed as any ended run. Its
+        retention begins again, and it stays in the archive, too. Returns its handle.
+
+        `run_id`: the full id. `created`: of several runs that had the id the one that was created then, as in
+        `RunSummary.created`; by default the last one. A run that is on the server already stays as it is.
+
+        Raises `RunNotFound` when it isn't in the archive, `RunConflict` when another run has the id: forget that one
+        first; `UsageError` when the namespace has no archive, `ArchiveError`, `ArchiveDamaged`, `StoreFull`.
+        """
+        return await self._restore(check_run_id(run_id), 0 if created is None else created_ms(created))
+
+    async def _restore(self, run_id: str, created: int) -> Run[Any]:
+        shard = (await self.read_namespace()).shard_of(run_id)
+        archived = await self._needed_archive()
+        run = await archived.archive.find(run_id, created)
+        if run is None:
+            raise RunNotFound(f"there is no run {run_id} in the archive {archived.archive.shown}", run_id)
+        values = list(run.published.items())
+        line = await self._batcher.call(self.kernel.restore_run(shard, run_id, run.record, values))
+        if incarnation_of(line) != incarnation_of(run.header):
+            raise RunConflict(f"the id {run_id} belongs to another run by now: forget that one first", run_id)
+        return Run(self, run_id, None, False, incarnation_of(line))
+
+    def archived_run(self, run_id: str, *, created: datetime | None = None) -> Run[Any]:
+        """The handle of the run that was created then, as in `RunSummary.created`: of an earlier one of its id, too.
+
+        >>> for summary in await client.archived_runs(workflow="invoice"):
+        ...     events = await client.archived_run(summary.id, created=summary.created).history()
+        """
+        return Run(self, check_run_id(run_id), None, False, 0 if created is None else created_ms(created))
+
+    async def archived_runs(
+        self,
+        *,
+        status: Status | str | None = None,
+        workflow: str | None = None,
+        tenant: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        error: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        after: str = "",
+        limit: int = 20,
+    ) -> RunPage:
+        """Runs in the namespace's archive that match all filters, which are those of `runs`; those that were archived
+        last come first. Runs that are on the server, too, are left out.
+
+        It reads the archive's index objects, one for up to 500 runs, until `limit` runs match, or until 20,000 were
+        looked at: then `after` of the page goes on. A damaged one is left out, with a warning in the log.
+
+        Raises what `runs` raises; `UsageError` when the namespace has no archive, and `ArchiveError`.
+
+        >>> page = await client.archived_runs(status="failed", workflow="invoice", since="90d")
+        """
+        archived = await self._needed_archive()
+        filters = _filters(status, workflow, tenant, attributes, limit, error)
+        filters, _ = _page_of(filters, since, until, roots, None, "", await self._now_for(since, until))
+        position: Position | None = None
+        if after:
+            cursor = cursor_of(after, listing_name(filters))
+            position = cursor.position
+            filters = msgspec.structs.replace(filters, since=cursor.since, until=cursor.until)
+        return await archived.page(await self.read_namespace(), filters, limit, position)
+
+    async def _every_archived(
+        self,
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        **filters: Any,
+    ) -> AsyncGenerator[list[RunSummary]]:
+        """All runs in the archive that match, some at a time."""
+        archived = await self._needed_archive()
+        now_ms = await self._now_for(since, until)
+        wanted, _ = _page_of(_filters(**filters), since, until, roots, None, "", now_ms)
+        async with aclosing(archived.every(await self.read_namespace(), wanted)) as every:
+            async for found in every:
+                yield found
+
+    async def _archived_runs(self) -> ArchivedRuns | None:
+        """None if the namespace has no archive."""
+        session = self._sessions.here()
+        url = self._archive_url or (await self.read_namespace()).archive
+        if session.archived is None or session.archived.archive.url != url:
+            archive = open_archive(url, self.namespace)
+            session.archived = None if archive is None else ArchivedRuns(archive, session.batcher)
+        return session.archived
+
+    async def _needed_archive(self) -> ArchivedRuns:
+        archived = await self._archived_runs()
+        if archived is None:
+            raise UsageError(
+                f"namespace {self.namespace} has no archive: a daemon with --archive URL gives it one "
+                "(docs/guide/retention.md)"
+            )
+        return archived
+
+    async def _in_archive(self, run_id: str, created: int, missing: RunNotFound) -> ArchivedRun:
+        """A run that isn't on the server. Raises `missing` if it isn't in the archive either."""
+        archived = await self._archived_runs()
+        run = None if archived is None else await archived.archive.find(run_id, created)
+        if run is None:
+            raise missing
+        return run
+
+    async def _only_archived(self, run_id: str, created: int, missing: RunNotFound) -> RunNotFound:
+        """The error for a run that can't do what is asked, because it isn't on the server."""
+        try:
+            await self._in_archive(run_id, created, missing)
+        except (RunNotFound, StoreError, UsageError):
+            return missing
+        text = f"run {run_id} is in the archive, and not on the server: `streamflow restore {run_id}` puts it back"
+        return RunNotFound(text, run_id)
 
     async def pause_queue(self, queue: str, *, reason: str = "", by: str = "") -> Pause | None:
         """Have workers take nothing more from a queue, within a heartbeat. Attempts that they have go on, and end.
@@ -606,7 +795,10 @@ class Client:
         shard = namespace.shard_of(run_id)
         while True:
             history = session.recent.history_of(shard)
-            ended = await session.waiter.ended(shard, run_id, created)
+            try:
+                ended = await session.waiter.ended(shard, run_id, created)
+            except RunNotFound as missing:
+                return (await self._in_archive(run_id, created, missing)).last
             if await self._is_safe(session, shard, history):
                 session.recent.settled(run_id)
                 return ended
@@ -644,7 +836,10 @@ class Client:
         shard = (await self.read_namespace()).shard_of(run_id)
         key = self.keys.shard(shard).run(run_id)
         record: list[bytes] = await self._batcher.call(Call.plain("LRANGE", key, 0, -1))
-        check_found(record[0] if record else b"", run_id, created)
+        try:
+            check_found(record[0] if record else b"", run_id, created)
+        except RunNotFound as missing:
+            return (await self._in_archive(run_id, created, missing)).record
         return record
 
     async def _start_fork(
@@ -685,19 +880,30 @@ class Client:
             if isinstance(reply, StoreError):
                 raise reply
         (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(replies))
-        check_found(line, run_id, created)
+        try:
+            check_found(line, run_id, created)
+        except RunNotFound as missing:
+            archived = (await self._in_archive(run_id, created, missing)).published
+            return {key: Raw(value) for key, value in sorted(archived.items()) if not keys or key in keys}
         if keys:
             return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
         return {name.decode(): Raw(value) for name, value in sorted(values.items())}
 
     async def _post(self, kind: str, run_id: str, created: int, body: bytes, origin: Origin | None = None) -> None:
         shard = (await self.read_namespace()).shard_of(run_id)
-        check_posted(await self._batcher.post(shard, Message(kind, run_id, body, created), origin), kind, run_id)
+        answer = await self._batcher.post(shard, Message(kind, run_id, body, created), origin)
+        try:
+            check_posted(answer, kind, run_id)
+        except RunNotFound as missing:
+            raise await self._only_archived(run_id, created, missing) from None
 
     async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
         shard = (await self.read_namespace()).shard_of(run_id)
         line, last = await self._batcher.peek(shard, run_id)
-        check_found(line, run_id, created)
+        try:
+            check_found(line, run_id, created)
+        except RunNotFound as missing:
+            return describe_archived(await self._in_archive(run_id, created, missing))
         header = decode_header(line)
         is_stopped = header.status in STOPPED
         found = describe(run_id, line, last, await self._listings.stopped_event(shard, run_id) if is_stopped else None)
@@ -713,11 +919,25 @@ class Client:
         return msgspec.structs.replace(found, attempts=await self._listings.attempts_before(shard, cause))
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
-        return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id, created)
+        try:
+            return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id, created)
+        except RunNotFound as missing:
+            return decode_history((await self._in_archive(run_id, created, missing)).transitions)
 
     async def _events(self, run_id: str, created: int, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
         shard = (await self.read_namespace()).shard_of(run_id)
-        async for event in self._listings.events(shard, run_id, created, follow):
+        begun = False
+        try:
+            async for event in self._listings.events(shard, run_id, created, follow):
+                begun = True
+                yield event
+        except RunNotFound as missing:
+            if begun:  # it was deleted meanwhile
+                raise
+            archived = await self._in_archive(run_id, created, missing)
+        else:
+            return
+        for event in events_of(archived):
             yield event
 
 

@@ -7,16 +7,18 @@ A file is one JSON document. `record` has the record's elements as the server st
 and only this is read back. Everything else is for people, and for the diff in a review.
 """
 
+# A record is read through the client, which knows where runs are.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from streamflow.client.listing import instant
-from streamflow.client.waiting import not_found
 from streamflow.errors import PayloadInvalid, UnknownWorkflow, UsageError
 from streamflow.events import Transition, decode_history
 from streamflow.input_file import read_input
@@ -26,7 +28,6 @@ from streamflow.model import codec
 from streamflow.model.names import check_run_id
 from streamflow.model.record import Header, Status, decode_header
 from streamflow.model.sharding import Partition
-from streamflow.store.connection import Call
 from streamflow.text import visible_json
 from streamflow.tracing.setup import silence
 from streamflow.workflow.app import App
@@ -82,13 +83,9 @@ class _Format(msgspec.Struct):
 
 
 async def read_history(client: Client, run_id: str) -> History:
-    """Read the history of a run from the server. Raises `RunNotFound`, `StoreError`."""
+    """Read a run's history from the server, or from the namespace's archive. Raises `RunNotFound`, `StoreError`."""
     namespace = await client.read_namespace()
-    key = client.keys.shard(namespace.shard_of(run_id)).run(run_id)
-    # One read, so that all elements belong together.
-    elements = cast("list[bytes]", await client.store.one(Call.plain("LRANGE", key, 0, -1)))
-    if not elements:
-        raise not_found(run_id)
+    elements = await client._record_of(run_id, 0)  # one read, so that all elements belong together
     header, state, *transitions = elements
     if not transitions:
         state = b""  # of a run that has not begun: its input

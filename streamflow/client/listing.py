@@ -95,7 +95,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     `error` the same in a line, as `ConnectTimeout: api:443`; empty and None otherwise, and in a listing if its last
     transition is larger than 256 KB.
 
-    `begins`: when a run begins, or has begun, whose start was delayed; None for others.
+    `begins`: when a run begins, or has begun, whose start was delayed; None for others. `archived`: it is in the
+    namespace's archive, and not on the server.
 
     `waits_for`: what an open run waits for, the most telling first; in a listing only if it was asked for.
     `waits_more`: its history is larger than what was read of it, so what it began long ago may be missing.
@@ -116,6 +117,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: list[Wait] = []
     waits_more: bool = False
     begins: datetime | None = None
+    archived: bool = False
 
     @property
     def forked_from(self) -> str | None:

@@ -335,7 +335,10 @@ class Run(Generic[R]):
 
         >>> await run.retry(reason="the bank is back")
         """
-        header, _ = await self._client._header(self.id, self._incarnation)
+        try:
+            header, _ = await self._client._header(self.id, self._incarnation)
+        except errors.RunNotFound as missing:
+            raise await self._client._only_archived(self.id, self._incarnation, missing) from None
         request_id = os.urandom(16).hex()
         if step is not None:
             return await self._retry_step(step, header, request_id, by, reason, timeout)

@@ -35,6 +35,7 @@ from streamflow.store.namespace import Namespace
 from streamflow.tracing.setup import find_tracing
 
 if TYPE_CHECKING:
+    from streamflow.client.archived import ArchivedRuns
     from streamflow.tracing.spans import Tracing
 
 _of_parents: list[Session] = []
@@ -66,6 +67,8 @@ class Session:
         self.batcher = open_batcher(store, kernel, self.recent)
         self.waiter = ResultWaiter(store, keys, self.batcher)
         self.listings = Listings(store, keys, self.batcher)
+        self.archived: ArchivedRuns | None = None
+        """The namespace's archive, from when it is asked for the first time."""
         self.meta: Namespace | None = None
         self.server_generation = 0
         self.reading: asyncio.Task[Namespace] | None = None

@@ -117,6 +117,7 @@ class Registration:
             namespace.partition,
             described(context.app),
             self._durability,
+            namespace.archive,
         )
         name = context.settings.namespace
         try:

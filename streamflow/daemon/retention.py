@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import aclosing
 from typing import NamedTuple
 
+from streamflow.daemon.archiving import Archiving, Due
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import NUMBER_BITS, OwnedShard, first_outbox
 from streamflow.daemon.troubles import shard_name
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.errors import ArchiveError, StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.model.codec import DECODE_ERRORS
-from streamflow.model.record import LISTED, Header, Status, decode_header
+from streamflow.model.record import LISTED, Header, decode_header
+from streamflow.model.retention import ENDED
 from streamflow.store.connection import Call
 from streamflow.wire import stream_order
 
@@ -34,6 +38,9 @@ FORGET = 50
 CHECK_EVERY = 5
 """Sweeps between two checks whether each shard's keys have their types: most are used rarely, and a shard whose keys
 somebody has overwritten is to be seen before it matters, which may be a takeover."""
+LOOK_AGAIN = 60
+"""Sweeps between two looks at all listings of ended runs, also where nothing was committed."""
+NOT_WRITTEN = "is not written, so ended runs stay on the server"
 PIPELINE = 64
 """Listings or shards in one pipeline."""
 SCAN = 500
@@ -87,7 +94,8 @@ class Retention:
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
-        self._settings = context.settings
+        self._rules = context.settings.ended_rules
+        self._archiving = Archiving(context)
         self._shards = context.namespace.shards
         """As many of the sources in a shard's `seen` are shards, which are never dropped."""
         self._owner = owner
@@ -105,11 +113,21 @@ class Retention:
         await self.drop_sources()
         await self.drop_workflows()
         await self.resume_trimming()
+        if not self._rules:
+            return
         kept: dict[str, int] = {}
-        if self._settings.retention:
-            await self.look_for_ended()
-        while self._settings.retention and await self.forget_once(kept):
+        if self._sweeps % LOOK_AGAIN == 0:
+            self._look_again()
+        await self.look_for_ended()
+        while await self.forget_once(kept):
             pass
+
+    def _look_again(self) -> None:
+        """Ask the listings of shards, too, that had no ended runs, and in which nothing was committed since: some may
+        have been restored from the archive there."""
+        for shard in self._owner.shards.values():
+            if shard.forget_at == math.inf:
+                shard.forget_at = 0.0
 
     async def check_types(self) -> None:
         """Report the shards whose keys have another type than they should have."""
@@ -225,87 +243,124 @@ class Retention:
         listings = self._listings(unknown)
         for first in range(0, len(listings), PIPELINE):
             portion = listings[first : first + PIPELINE]
+            oldest_of = [Call.plain("ZRANGE", key, 0, 0, "WITHSCORES") for _, key, _ in portion]
             try:
-                oldest = await self._store.send([Call.plain("ZRANGE", key, 0, 0, "WITHSCORES") for _, key in portion])
+                oldest = await self._store.send(oldest_of)
             except StoreError:
-                for shard, _ in listings[first:]:
+                for shard, _, _ in listings[first:]:
                     shard.forget_at = 0.0
                 raise
-            for (shard, _), found in zip(portion, oldest, strict=True):
+            for (shard, _, seconds), found in zip(portion, oldest, strict=True):
                 if isinstance(found, StoreError):
                     shard.forget_at = 0.0  # `forget_once` reports it
                 elif found:
-                    shard.forget_at = min(shard.forget_at, float(found[1]) + self._settings.retention * 1000)
+                    shard.forget_at = min(shard.forget_at, float(found[1]) + seconds * 1000)
 
-    @staticmethod
-    def _listings(shards: Iterable[OwnedShard]) -> list[tuple[OwnedShard, str]]:
-        """Those of ended runs."""
+    def _listings(self, shards: Iterable[OwnedShard]) -> list[tuple[OwnedShard, str, float]]:
+        """Those of ended runs that aren't kept forever, and for how many seconds they are."""
         return [
-            (shard, shard.keys.index(status, name))
+            (shard, shard.keys.index(status, name), seconds)
             for shard in shards
             for name in shard.workflows
-            for status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+            for status in ENDED
+            if (seconds := self._rules.seconds(name, status))
         ]
 
     async def forget_once(self, kept: dict[str, int] | None = None) -> bool:
-        """Delete ended runs of owned shards whose retention is over. Returns whether there are more.
+        """Delete ended runs of owned shards whose retention is over, once they are in the archive if there is one.
+        Returns whether there are more.
 
         `kept`: by listing, how many at its beginning can't be deleted, from the calls before in this sweep.
         """
         kept = {} if kept is None else kept
         now = self._clock.now_ms()
-        before = now - int(self._settings.retention * 1000)
         listings = self._listings(shard for shard in self._owner.shards.values() if shard.forget_at <= now)
-        more = False
-        for first in range(0, len(listings), PIPELINE):
-            portion = listings[first : first + PIPELINE]
-            answers = await self._store.send(
-                [
-                    Call.plain("ZRANGEBYSCORE", key, "-inf", before, "LIMIT", kept.get(key, 0), SWEEP_RUNS)
-                    for _, key in portion
-                ]
-            )
-            for (shard, key), listed in zip(portion, answers, strict=True):
-                if isinstance(listed, StoreError):
-                    self._failed(shard, "keeps ended runs, because a listing can't be read", listed)
-                elif listed:
-                    gone, harmed = await self._forget_listed(shard, key, listed)
-                    kept[key] = kept.get(key, 0) + harmed
-                    more = more or (gone + harmed > 0 and len(listed) == SWEEP_RUNS)
+        if not listings:
+            return False
+        try:
+            more = False
+            for first in range(0, len(listings), PIPELINE):
+                more = await self._forget_portion(listings[first : first + PIPELINE], now, kept) or more
+        except ArchiveError as error:  # of all runs: with the next sweep it is tried again
+            self._troubles.failed("archive", NOT_WRITTEN, error, stops=False, kept=1.5 * SWEEP_EVERY)
+            return False
+        self._troubles.works("archive", NOT_WRITTEN)
         return more
 
-    async def _forget_listed(self, shard: OwnedShard, key: str, listed: list[bytes]) -> tuple[int, int]:
-        """Delete runs of one listing. Returns how many have left it, and how many stay because somebody has damaged
-        their keys."""
+    async def _forget_portion(
+        self,
+        portion: list[tuple[OwnedShard, str, float]],
+        now: int,
+        kept: dict[str, int],
+    ) -> bool:
+        answers = await self._store.send(
+            [
+                Call.plain(
+                    "ZRANGEBYSCORE", key, "-inf", now - int(seconds * 1000), "LIMIT", kept.get(key, 0), SWEEP_RUNS
+                )
+                for _, key, seconds in portion
+            ]
+        )
+        archive = await self._archiving.current() if any(answers) else None
+        left: Counter[str] = Counter()
+        full: set[str] = set()
+        later: list[Due] = []
+
+        def count(key: str, gone: int, harmed: int) -> None:
+            left[key] += gone + harmed
+            if harmed:
+                kept[key] = kept.get(key, 0) + harmed
+
+        for (shard, key, _), listed in zip(portion, answers, strict=True):
+            if isinstance(listed, StoreError):
+                self._failed(shard, "keeps ended runs, because a listing can't be read", listed)
+                continue
+            if len(listed) == SWEEP_RUNS:
+                full.add(key)
+            for first in range(0, len(listed), FORGET):
+                ended, gone, harmed = await self._look(shard, key, listed[first : first + FORGET])
+                count(key, gone, harmed)
+                if ended and archive is not None:
+                    later.append(Due(shard, key, ended))
+                elif ended:
+                    count(key, *await self._forget(shard, ended))
+        if archive is not None and later:
+            async with aclosing(self._archiving.archived(archive, later)) as archived:
+                async for due, harmed in archived:
+                    count(due.listing, 0, harmed)
+                    if due.runs:
+                        count(due.listing, *await self._forget(due.shard, due.runs))
+        return any(left[key] for key in full)
+
+    async def _look(
+        self, shard: OwnedShard, key: str, members: list[bytes]
+    ) -> tuple[list[tuple[str, Header]], int, int]:
+        """Runs of one listing. Returns those that have ended, how many others have left the listing, and how many stay
+        because somebody has damaged their keys."""
         gone = harmed = 0
-        for first in range(0, len(listed), FORGET):
-            members = listed[first : first + FORGET]
-            run_ids = [member.decode(errors="replace") for member in members]
-            headers = await self._store.send([Call.plain("LINDEX", shard.keys.run(run_id), 0) for run_id in run_ids])
-            ended: list[tuple[str, Header]] = []
-            wrongly_listed: list[bytes] = []
-            for run_id, member, data in zip(run_ids, members, headers, strict=True):
-                try:
-                    header = _header(data)
-                except DECODE_ERRORS as error:
-                    harmed += 1
-                    _log.error(
-                        "the record of the ended run %s of shard %d can't be read, so it stays: %s",
-                        run_id,
-                        shard.number,
-                        error,
-                    )
-                    continue
-                if header is None or header.is_open:  # it would be found by every sweep forever
-                    wrongly_listed.append(member)
-                else:
-                    ended.append((run_id, header))
-            if wrongly_listed:
-                gone += await self._store.one(Call.plain("ZREM", key, *wrongly_listed))
-            if ended:
-                deleted, refused = await self._forget(shard, ended)
-                gone, harmed = gone + deleted, harmed + refused
-        return gone, harmed
+        run_ids = [member.decode(errors="replace") for member in members]
+        headers = await self._store.send([Call.plain("LINDEX", shard.keys.run(run_id), 0) for run_id in run_ids])
+        ended: list[tuple[str, Header]] = []
+        wrongly_listed: list[bytes] = []
+        for run_id, member, data in zip(run_ids, members, headers, strict=True):
+            try:
+                header = _header(data)
+            except DECODE_ERRORS as error:
+                harmed += 1
+                _log.error(
+                    "the record of the ended run %s of shard %d can't be read, so it stays: %s",
+                    run_id,
+                    shard.number,
+                    error,
+                )
+                continue
+            if header is None or header.is_open:  # it would be found by every sweep forever
+                wrongly_listed.append(member)
+            else:
+                ended.append((run_id, header))
+        if wrongly_listed:
+            gone += await self._store.one(Call.plain("ZREM", key, *wrongly_listed))
+        return ended, gone, harmed
 
     async def _forget(self, shard: OwnedShard, ended: list[tuple[str, Header]]) -> tuple[int, int]:
         """Returns how many are deleted, and how many can't be."""

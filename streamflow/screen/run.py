@@ -119,6 +119,8 @@ class RunDetail(msgspec.Struct, kw_only=True):
     below: dict[str, ChildWaits] = {}
     forks: list[str] = []
     """Ids of the newest forks of the run."""
+    archived: bool = False
+    """Whether it is in the archive, and not on the server."""
 
 
 def render_run(detail: RunDetail, width: int) -> RenderableType:
@@ -150,6 +152,8 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     title.append_text(safe_text(detail.run_id, VALUE))
     title.append("  ")
     title.append_text(safe_text(header.status, STATUS.get(header.status, ""), 20))
+    if detail.archived:
+        title.append("  archived", FAINT)
     length = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
     fork = latest_fork(detail.transitions)

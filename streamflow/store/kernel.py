@@ -779,6 +779,34 @@ class Kernel:
                 attribute_ids += [run_id] * len(header.attributes)
         return Call("forget_runs", names + attribute_indexes, args + attribute_ids)
 
+    def restore_run(
+        self,
+        shard: int,
+        run_id: str,
+        record: Sequence[bytes],
+        published: Sequence[tuple[str, bytes]],
+        now: int | None = None,
+    ) -> Call[bytes]:
+        """Put an ended run back from the archive, with its history, what it published, and its entries in listings.
+
+        `record`: header, state and transitions; `published`: encoded values. Returns the header of the run that has the
+        id then: another one than that of the record if the id is in use, and nothing has changed. Its retention begins
+        again.
+        """
+        keys = self.keys.shard(shard)
+        line, state, *transitions = record
+        header = decode_header(line)
+        names = [
+            keys.owner,
+            *self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant),
+            keys.published(run_id),
+            *(keys.attribute(name, value_text(value)) for name, value in header.attributes.items()),
+        ]
+        values = [item for pair in published for item in pair]
+        counts = (len(transitions), len(published))
+        args: list[Any] = [_time(now), line, state, *counts, *transitions, *values]
+        return Call("restore_run", names, args)
+
     def checkpoint_views(
         self,
         shard: int,

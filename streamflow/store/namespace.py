@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from streamflow.archive_url import NONE, shown_archive
 from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings, is_level
@@ -33,6 +34,8 @@ class Namespace(msgspec.Struct, frozen=True):
     """That of its data: another one when they were deleted meanwhile. Empty if an earlier release has created them."""
     durability: str = "server"
     """How safe a write has to be before it counts (`durability.py`)."""
+    archive: str = ""
+    """URL of the storage to which ended runs go; empty or `none` if there is none."""
 
     def shard_of(self, run_id: str) -> int:
         return shard_of(run_id, self.shards, self.partition)
@@ -40,7 +43,7 @@ class Namespace(msgspec.Struct, frozen=True):
 
 def read_namespace(keys: NamespaceKeys) -> Call[list[bytes | None]]:
     """The command whose reply `namespace_from` parses."""
-    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema", "identity", "durability")
+    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema", "identity", "durability", "archive")
 
 
 def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
@@ -48,12 +51,16 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
 
     Raises `NamespaceMismatch` for a namespace of another version of streamflow.
     """
-    shards, partition, schema, identity, durability = stored
+    shards, partition, schema, identity, durability, archive = stored
     if shards is None or partition is None or schema is None:
         return None
     _check_schema(name, int(schema))
     return Namespace(
-        int(shards), Partition(partition.decode()), (identity or b"").decode(), (durability or b"server").decode()
+        int(shards),
+        Partition(partition.decode()),
+        (identity or b"").decode(),
+        (durability or b"server").decode(),
+        (archive or b"").decode(errors="replace"),
     )
 
 
@@ -76,15 +83,23 @@ async def open_namespace(
     """
     stored = await store.one(read_namespace(kernel.keys))
     namespace = namespace_from(settings.namespace, stored)
-    before = "server"
+    before, archive_before = "server", ""
     if namespace is not None:
         check_same(namespace, settings)  # before workflows are registered in it
-        before = namespace.durability
+        before, archive_before = namespace.durability, namespace.archive
     durability = settings.durability or before
-    record = await write_records(store, kernel, settings.shards, settings.partition, workflows, durability)
+    archive = settings.archive or archive_before
+    record = await write_records(store, kernel, settings.shards, settings.partition, workflows, durability, archive)
     _check_schema(settings.namespace, record.schema)
-    namespace = Namespace(record.shards, record.partition, record.identity, durability)
+    namespace = Namespace(record.shards, record.partition, record.identity, durability, archive)
     check_same(namespace, settings)
+    if archive != archive_before:
+        _log.warning(
+            "the archive of namespace %s is %s from now on, before it was %s",
+            settings.namespace,
+            shown_archive(archive),
+            shown_archive(archive_before) if archive_before else NONE,
+        )
     if durability != before:
         _log.warning(
             "the durability of namespace %s is %s from now on, before it was %s: other daemons and clients follow "
@@ -103,12 +118,16 @@ async def write_records(
     partition: Partition,
     workflows: Sequence[tuple[str, bytes]],
     durability: str,
+    archive: str = "",
 ) -> NamespaceRecord:
-    """Create the namespace unless it exists, write its durability, and register workflows. A damaged list of workflows
-    is only logged: clients read it."""
+    """Create the namespace unless it exists, write its durability and archive, and register workflows. A damaged list
+    of workflows is only logged: clients read it."""
     try:
         record = await store.one(kernel.open_namespace(shards, partition, workflows=workflows))
-        await store.one(kernel.store_records([Put(kernel.keys.meta, "durability", durability.encode())]))
+        puts = [Put(kernel.keys.meta, "durability", durability.encode())]
+        if archive:
+            puts.append(Put(kernel.keys.meta, "archive", archive.encode()))
+        await store.one(kernel.store_records(puts))
         return record
     except StoreMisconfigured:
         raise

@@ -226,14 +226,15 @@ ACCESS: dict[Role, Access] = {
         },
     ),
     Role.CLIENT: Access(
-        about="starts runs, sends signals, asks, cancels and forgets, redrives and drops quarantined messages, pauses "
-        "queues and workflows, and whatever a viewer does",
+        about="starts runs, sends signals, asks, cancels, forgets, purges and restores, redrives and drops quarantined "
+        "messages, pauses queues and workflows, and whatever a viewer does",
         verbs=(
             "start_runs",
             "replace_run",
             "post_messages",
             "post_requests",
             "forget_runs",
+            "restore_run",
             "take_quarantined",
             "pause",
             *_SEEN_BY_CLIENTS,
@@ -247,6 +248,7 @@ ACCESS: dict[Role, Access] = {
             **_RARE_LOOKS,
             "GET": "an answer to an ask whose notification was lost",
             "take_quarantined": "messages are quarantined",
+            "restore_run": "a run is brought back from the archive",
             "replace_run": "a start with on_existing='new' has found an ended run",
             "pause": "a queue or a workflow is paused, or goes on",
         },

@@ -59,7 +59,7 @@ from streamflow.client.run import NumberedRun
 from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner, pause_of_workflow
-from streamflow.errors import RunEnded, UsageError
+from streamflow.errors import RunEnded, RunNotFound, UsageError
 from streamflow.events import AnyEvent, RunForked, RunStuck, Transition, decode_history, is_fork, unfolded
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
@@ -455,9 +455,22 @@ class Sandbox:
     async def _forget(self, run_id: str, created: int) -> bool:
         raise UsageError("a sandbox keeps all its runs: it can't forget one")
 
+    async def _purge(self, run_id: str, created: int) -> bool:
+        raise UsageError("a sandbox has no archive: it keeps all its runs")
+
+    async def _restore(self, run_id: str, created: int) -> Run[Any]:
+        raise UsageError("a sandbox has no archive: it keeps all its runs")
+
+    async def _every_archived(self, **filters: Any) -> AsyncGenerator[list[RunSummary]]:
+        raise UsageError("a sandbox has no archive: it keeps all its runs")
+        yield []
+
     async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]:
         record = self._record(run_id, created)
         return record.head, record.ending
+
+    async def _only_archived(self, run_id: str, created: int, missing: RunNotFound) -> RunNotFound:
+        return missing  # a sandbox keeps every run
 
     async def _record_of(self, run_id: str, created: int) -> list[bytes]:
         record = self._record(run_id, created)

@@ -288,6 +288,17 @@ VERBS: dict[str, Verb] = {
         {"run": ("run", "attribute")},
         lambda n: {"header": HEADER.encode(), "runs": n["run"]},
     ),
+    "restore_run": Verb(
+        lambda n: KERNEL.restore_run(
+            0,
+            "<id>",
+            [ENDED, b"<state>", *[b"<transition>"] * n["transition"]],
+            [("<key>", b"<value>")] * n["value"],
+            NOW,
+        ),
+        {"transition": ("transition",), "value": ("value",), "attribute": ("attribute",)},
+        lambda n: {"header": ENDED, "now": NOW, "transitions": n["transition"], "values": n["value"]},
+    ),
     "checkpoint_views": Verb(
         lambda n: KERNEL.checkpoint_views(
             0,
@@ -372,6 +383,10 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             new = [SHARD.run("<id>"), SHARD.index("running", "<workflow>"), SHARD.tenant("<tenant>")]
             old = [SHARD.index("failed", "before"), SHARD.tenant("acme"), SHARD.attribute("name", "value")]
             assert call.keys == [*door, *new, SHARD.published("<id>"), *old]
+        elif name == "restore_run":
+            listings = [SHARD.index("failed", "before"), SHARD.tenant("acme")]
+            attribute = SHARD.attribute("name", "value")
+            assert call.keys == [SHARD.owner, SHARD.run("<id>"), *listings, SHARD.published("<id>"), attribute]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name == "settle_attempts":
@@ -441,6 +456,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
     assert {name for name, line in first_lines.items() if line == "#!lua"} == {
         "start_runs",
         "replace_run",
+        "restore_run",
         "post_messages",
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {

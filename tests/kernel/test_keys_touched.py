@@ -162,6 +162,7 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     await shard.plain("RPUSH", keys.run("r7"), gone, "", b"transition")
     await shard.plain("HSET", keys.published("r7"), "key", "value")
     yield "replace_run", kernel.replace_run(0, again, NOW)
+    yield "restore_run", kernel.restore_run(0, "r8", [gone, b"", b"transition"], [("key", b"value")], NOW)
     yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
     yield "read_hash", kernel.read_hash(keys.details, [*FIRST_FIELD, b"r2/1"], 1_000_000)
     lent = LentStep("r2/1", "one", NOW, 1, b"more")

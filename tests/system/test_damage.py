@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
 import streamflow as sf
 from streamflow.daemon.daemon import Daemon
 from streamflow.errors import StoreError
+from streamflow.model.retention import RetentionRules
 from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
 from streamflow.store.keys import NamespaceKeys
@@ -207,7 +207,7 @@ async def test_a_sweep_passes_over_a_damaged_run_and_its_shard(serve: Serve, cap
         damage = [("LSET", records[0], 0, "garbage"), ("DEL", records[1]), ("SET", records[1], "x")]
         damage += [("DEL", client.keys.shard(0).seen), ("SET", client.keys.shard(0).seen, "x")]
         await client.store.send([Call.plain(*words) for words in damage])
-        daemon.retention._settings = msgspec.structs.replace(daemon.settings, retention=0.001)
+        daemon.retention._rules = RetentionRules(0.001)
 
         async def swept() -> bool:
             await daemon.retention.run_once()

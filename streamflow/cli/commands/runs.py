@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="The runs whose status has changed last, at most 200, a second old: one read, without filters.",
 )
+@click.option(
+    "--archived",
+    is_flag=True,
+    help="Runs in the namespace's archive that are not on the server, those that were archived last first.",
+)
 @click.option("--next", "after", metavar="CURSOR", default="", help="The next page, as the page before has named it.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), metavar="N", default=20, show_default=True,
@@ -43,6 +48,7 @@ def runs(
     filters: dict[str, Any],
     sort: str | None,
     newest: bool,
+    archived: bool,
     after: str,
     limit: int,
     redis: str | None,
@@ -65,16 +71,23 @@ def runs(
       streamflow runs --status failed --workflow invoice
       streamflow runs --error ConnectTimeout --since 2h --roots
       streamflow runs --attribute customer=acme --attribute priority=2
+      streamflow runs --archived --status failed --since 90d
     """
 
     if newest:
-        if after or sort or filters:
+        if after or sort or filters or archived:
             raise UsageError("--newest has no filters, no order and no pages: leave it out, or the others")
         _show_newest(redis, namespace, limit, as_json)
         return
 
+    if archived and sort:
+        raise UsageError("archived runs are in the order in which they were archived: leave --sort out")
+
     async def fetch() -> tuple[RunPage, int]:
         async with open_client(redis, namespace) as client:
+            if archived:
+                found = await client.archived_runs(**filters, after=after, limit=limit)
+                return found, await server_time_ms(client)
             found = await client.runs(**filters, sort=sort, after=after, limit=limit, waits=True)
             return found, await server_time_ms(client)
 
@@ -85,7 +98,8 @@ def runs(
         return
     if not found:
         click.echo(
-            "no matching runs" if filters or after else "no runs yet: start one with `streamflow enqueue`", err=True
+            "no matching runs" if filters or after or archived else "no runs yet: start one with `streamflow enqueue`",
+            err=True,
         )
         _say_more(found)
         return

@@ -40,6 +40,8 @@ CHILDREN_READ = 1000
 def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
     """Show one run: state, history as a timeline, children, published values.
 
+    A run that isn't on the server is shown from the namespace's archive, if it is there; RUN is its whole id then.
+
     \b
     Example:
       streamflow show invoice-17
@@ -125,6 +127,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         untaken=described.untaken,
         below=below,
         forks=forks,
+        archived=described.archived,
     )
     print_drawn(console, render_run(detail, console.width))
 

@@ -70,6 +70,16 @@ class Noting:
     async def _forget(self, run_id: str, created: int) -> bool:
         raise NotImplementedError
 
+    async def _purge(self, run_id: str, created: int) -> bool:
+        raise NotImplementedError
+
+    async def _restore(self, run_id: str, created: int) -> Run[Any]:
+        raise NotImplementedError
+
+    async def _every_archived(self, **filters: Any) -> AsyncGenerator[list[RunSummary]]:
+        raise NotImplementedError
+        yield []
+
     async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
         raise NotImplementedError
         yield []

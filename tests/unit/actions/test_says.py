@@ -25,6 +25,8 @@ ALL: list[AnyAction] = [
     actions.Retry(),
     actions.Fork(),
     actions.Forget(),
+    actions.Purge(),
+    actions.Restore(),
 ]
 
 
@@ -43,6 +45,11 @@ def summary(status: Status) -> RunSummary:
         (actions.Retry(step="x"), "Give up the current attempt of step x of run r1, and begin the next one?"),
         (actions.Fork(), FORK),
         (actions.Fork(at=9), "Fork run r1? Each gets a new run that goes on from before event 9, and stays as it is."),
+        (
+            actions.Purge(),
+            "Move run r1 into the archive? The ids are free again, and `streamflow restore` brings runs back.",
+        ),
+        (actions.Restore(), "Put run r1 back from the archive? Their retention begins again."),
         (actions.Forget(), "Delete run r1, with history and published values? Nothing brings them back."),
     ],
 )
@@ -63,6 +70,8 @@ def test_a_question_says_what_comes_of_it(action: AnyAction, question: str) -> N
         ),
         (actions.Fork(at=9, id="r2", reason="x"), ["--at", "9", "--id", "r2", "--reason", "x"]),
         (actions.Forget(), []),
+        (actions.Purge(), []),
+        (actions.Restore(), []),
     ],
 )
 def test_an_action_is_a_command_line(action: AnyAction, words: list[str]) -> None:
@@ -75,6 +84,8 @@ def test_what_an_action_is_for_and_what_it_says_of_others(action: AnyAction, sta
     others = {
         "retry": {Status.FAILED, Status.STUCK},
         "forget": set(Status) - OPEN,
+        "purge": set(Status) - OPEN,
+        "restore": set(Status) - OPEN,
         "fork": set(Status) - {Status.PENDING},
     }
     wanted = others.get(action.name, OPEN)
@@ -95,6 +106,8 @@ def test_what_was_done_is_said_as_it_always_was() -> None:
     assert actions.Terminate().did("r1", None) == "asked for the termination of r1"
     assert APPROVE.did("r1", None) == "signal approve sent to r1"
     assert actions.Forget().did("r1", None) == "deleted r1"
+    assert actions.Purge().did("r1", None) == "r1 is in the archive"
+    assert actions.Restore().did("r1", None) == "r1 is back on the server"
     steps = [RetriedStep("charge", number, 3) for number in range(7)]
     assert actions.Retry().did("r1", Retried(12, steps, "p")) == (
         f"r1 goes on: {'; '.join(['step charge, attempt 3'] * 5)}; 2 more steps; 12 results are kept\n"
@@ -134,6 +147,8 @@ def test_an_action_shows_in_the_run_s_status(action: AnyAction) -> None:
         "fork": {None, *Status},
         "retry": {None, *Status} - {Status.FAILED, Status.STUCK},
         "forget": {None},
+        "purge": {None},
+        "restore": set(Status),
     }
     assert shows == expected.get(action.name, {None, *ended})
 

@@ -18,7 +18,8 @@ from tests.support.fakes import FakeClock, FakeOwner, FakeStore, context, owned
 pytestmark = pytest.mark.anyio
 
 
-def retention(store: FakeStore, *shards: OwnedShard, keep: float = 0.0) -> Retention:
+def retention(store: FakeStore, *shards: OwnedShard, keep: float = 0.001) -> Retention:
+    store.answers.setdefault("HGET", None)  # the namespace has no archive
     return Retention(context(store, shards=4, retention=keep), FakeOwner(*shards))  # type: ignore[arg-type]
 
 
@@ -70,6 +71,7 @@ async def test_a_shard_is_not_asked_for_ended_runs_before_one_is_due() -> None:
         HMGET=[None, None],
         ZCARD=1,
         XLEN=0,
+        HGET=None,
     )
     sweep = Retention(context(store, clock=clock, shards=4, retention=100.0), FakeOwner(empty, full))  # type: ignore[arg-type]
     await sweep.run_once()

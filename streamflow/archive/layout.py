@@ -1,0 +1,89 @@
+"""Where in an archive what is: the names of its objects.
+
+Owns: these names, and nothing else does. Must not: read or write. Called by: archive.
+
+    <namespace>/runs/<two hex digits>/<run id>/<created>-<version>-<digest>.run       one state of one run
+    <namespace>/index/<day>/<time>-<random>.idx                                       what was archived together
+
+Each run has an object of its own: it is found by its id with one listing and one read, however many there are, it is
+deleted alone, and rules of a bucket apply to it. Its name says which incarnation of the id it is, and in which state it
+was archived: a run that was restored, went on and ended again gets another object, and one that is written twice, by
+a daemon that died in between or by two of them, is the same object. So nobody overwrites what he doesn't know.
+
+`runs/` and `index/` leave room beside them: `payloads/` and `parked/` are for what isn't archived yet.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import NamedTuple
+
+from streamflow.model.record import incarnation_of
+
+MAX_PART = 150
+"""Characters of an escaped id that stand in a name; of a longer one the first and a digest."""
+_OTHERS = re.compile(r"[^A-Za-z0-9_.-]")
+_RUN = re.compile(r"([0-9]{15})-([0-9]{10})-[0-9a-f]{16}\.run")
+_INDEX = re.compile(r"[0-9]{9}-[0-9a-f]{12}\.idx")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+class RunObject(NamedTuple):
+    """One state of a run, the later the larger. `name`: without its folder."""
+
+    created: int
+    version: int
+    name: str
+
+
+def namespace_folder(namespace: str) -> str:
+    return _escaped(namespace)
+
+
+def run_folder(namespace: str, run_id: str) -> str:
+    digest = _digest(run_id.encode())
+    part = _escaped(run_id)
+    if len(part) > MAX_PART:
+        part = f"{part[: MAX_PART - 17]}={digest}"
+    return f"{namespace_folder(namespace)}/runs/{digest[:2]}/{part}"
+
+
+def run_object(header: bytes) -> str:
+    """The name of the object in the run's folder."""
+    version = int(header.split(b" ", 2)[1])
+    return f"{incarnation_of(header):015d}-{version:010d}-{_digest(header)}.run"
+
+
+def parse_run_object(name: str) -> RunObject | None:
+    """None for what somebody else has put there."""
+    match = _RUN.fullmatch(name)
+    return None if match is None else RunObject(int(match[1]), int(match[2]), name)
+
+
+def index_folder(namespace: str) -> str:
+    return f"{namespace_folder(namespace)}/index"
+
+
+def index_object(at_ms: int, random: str) -> str:
+    """`<day>/<name>`: in the order of time."""
+    at = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return f"{at:%Y-%m-%d}/{at:%H%M%S}{at_ms % 1000:03d}-{random}.idx"
+
+
+def is_day(name: str) -> bool:
+    return _DAY.fullmatch(name) is not None
+
+
+def is_index_object(name: str) -> bool:
+    return _INDEX.fullmatch(name) is not None
+
+
+def _escaped(text: str) -> str:
+    """Such that no two are the same, and none has a slash: ids have only characters of ASCII."""
+    return _OTHERS.sub(lambda found: f"={ord(found[0]):02X}", text)
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()

@@ -1,0 +1,249 @@
+"""Four operations on a storage: put, get, list, remove. Files by the operating system, all else by fsspec.
+
+Owns: that a write counts only when it is durable, that a call waits `TIMEOUT` seconds at most, and that at most
+`AT_ONCE` operations are under way. Must not: know what is stored. Called by: archive.
+
+Each operation has a thread of its own, since libraries for storages block. A storage that hangs holds at most `AT_ONCE`
+of them, which end with the process: it delays neither the event loop nor its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import unquote
+
+from streamflow.archive_url import shown_archive
+from streamflow.errors import ArchiveError, UsageError
+
+T = TypeVar("T")
+
+TIMEOUT = 30.0
+"""Seconds that one operation may take, with the wait for its turn."""
+AT_ONCE = 16
+FILES = "file://"
+EXTRAS = {"s3": "streamflowd[s3]"}
+"""What to install for a scheme; for others what fsspec says."""
+
+
+class Storage(Protocol):
+    """Blocking. Names have slashes, and are below the archive's URL."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Return when it is durable. What has the name is replaced, as a whole."""
+        ...
+
+    def get(self, name: str) -> bytes | None: ...
+
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder, folders too, each without the folder's name; nothing if there is no such folder."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class Files:
+    """A directory. An object is written beside its place, flushed to the disk, and then gets its name."""
+
+    def __init__(self, url: str) -> None:
+        self._root = Path(unquote(url.removeprefix(FILES)))
+
+    def put(self, name: str, data: bytes) -> None:
+        path = self._root / name
+        self._make(path.parent)
+        beside = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}")
+        try:
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+    def _make(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        _sync(folder.parent)
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return (self._root / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._root / folder) if not name.startswith(".")]  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def remove(self, name: str) -> None:
+        (self._root / name).unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """A new name in a directory is durable when that is."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Remote:
+    """Whatever fsspec knows. Listings are not kept: others write there, too."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            from fsspec.core import url_to_fs  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+        except ImportError:
+            raise UsageError(_missing(url, "fsspec")) from None
+        try:
+            found: tuple[Any, str] = cast(
+                "tuple[Any, str]", url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+            )
+        except ImportError as error:
+            raise UsageError(_missing(url, str(error))) from None
+        except ValueError as error:
+            raise UsageError(f"archive {shown_archive(url)}: {error}") from None
+        self._files, root = found
+        self._root = root.rstrip("/")
+
+    def put(self, name: str, data: bytes) -> None:
+        if self._has_folders:
+            self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(self._path(name), data)
+
+    @property
+    def _has_folders(self) -> bool:
+        """Object stores have none, and asking for one may mean to create a bucket."""
+        return not {"s3", "s3a", "gs", "gcs", "abfs", "az"} & set(
+            [self._files.protocol] if isinstance(self._files.protocol, str) else self._files.protocol
+        )
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return self._files.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            found: list[str] = self._files.ls(self._path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [path.rstrip("/").rpartition("/")[2] for path in found]
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _missing(url: str, what: str) -> str:
+    extra = EXTRAS.get(url.partition("://")[0], "streamflowd[archive]")
+    return f"archive {shown_archive(url)} needs packages that are not installed ({what}): pip install '{extra}'"
+
+
+def open_storage(url: str) -> Storage:
+    """Nothing is sent. Raises `UsageError` if its packages are missing."""
+    return Files(url) if url.startswith(FILES) else Remote(url)
+
+
+class Threads:
+    """Calls of a storage, out of the event loop."""
+
+    def __init__(self, url: str, *, timeout: float = TIMEOUT, storage: Storage | None = None) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._storage = storage
+        self._opening = threading.Lock()
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def put(self, name: str, make: Callable[[], bytes]) -> None:
+        """`make` is called in the thread, since packing takes time, too."""
+        await self._call("written", lambda storage: storage.put(name, make()))
+
+    async def get(self, name: str, parse: Callable[[bytes], T]) -> T | None:
+        """What `parse`, which is called in the thread, makes of it; None if there is no such object."""
+
+        def read(storage: Storage) -> T | None:
+            data = storage.get(name)
+            return None if data is None else parse(data)
+
+        return await self._call("read", read)
+
+    async def names(self, folder: str) -> list[str]:
+        return await self._call("listed", lambda storage: storage.names(folder))
+
+    async def remove(self, name: str) -> None:
+        await self._call("deleted", lambda storage: storage.remove(name))
+
+    def _opened(self) -> Storage:
+        with self._opening:  # it imports what may take a second
+            if self._storage is None:
+                self._storage = open_storage(self._url)
+            return self._storage
+
+    async def _call(self, what: str, operation: Callable[[Storage], T]) -> T:
+        """Raises `ArchiveError`: nothing could be `what`, and why."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._room.acquire()
+                return await self._in_thread(operation)
+        except TimeoutError:
+            reason = f"no answer within {self._timeout:g} s"
+            raise ArchiveError(f"in the archive {shown_archive(self._url)} nothing can be {what}: {reason}") from None
+
+    async def _in_thread(self, operation: Callable[[Storage], T]) -> T:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = operation(self._opened())
+            except BaseException as error:
+                _tell(loop, self._settle, answer, None, error)
+            else:
+                _tell(loop, self._settle, answer, result, None)
+
+        try:
+            threading.Thread(target=run, name="archive", daemon=True).start()
+        except RuntimeError as error:  # the process has no room for another
+            self._room.release()
+            raise self._refused(error) from None
+        return await answer
+
+    def _settle(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self._room.release()
+        if answer.done():  # the caller has given up
+            return
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error if isinstance(error, ArchiveError) else self._refused(error))
+
+    def _refused(self, error: BaseException) -> ArchiveError:
+        text = " ".join(str(error).split())[:500]
+        reason = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
+        return ArchiveError(f"the archive {shown_archive(self._url)} can't be used: {reason}")
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(function, *args)
