@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamflow import events
 from streamflow.errors import (
+    ArchiveDamaged,
+    ArchiveError,
     AskRefused,
     Cancelled,
     ChildFailed,
@@ -158,6 +160,8 @@ __all__ = [
     "Answer",
     "AnyClient",
     "App",
+    "ArchiveDamaged",
+    "ArchiveError",
     "AskRefused",
     "Asked",
     "CancelRequest",

@@ -479,3 +479,18 @@ async def test_what_is_no_run_of_a_damaged_record_stays(serve: Serve, tmp_path: 
         await until(only_the_damaged_one)
         assert [path.parent.name for path in objects(tmp_path, "run")] == ["o2"]
         await client.store.one(Call.plain("DEL", keys.published("o1")))
+
+
+async def test_a_client_may_reach_the_archive_elsewhere(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(app, archive=url(tmp_path)) as (client, _):
+        await ended(client, "o1")
+        await client.purge("o1")
+        (tmp_path / "archive").rename(tmp_path / "mounted")
+        with pytest.raises(sf.RunNotFound):
+            await client.run("o1").describe()
+        monkeypatch.setenv("STREAMFLOW_ARCHIVE", f"file://{tmp_path}/mounted")
+        monkeypatch.setenv("STREAMFLOW_REDIS", client.store.url)
+        async with sf.connect(namespace=client.namespace) as other:
+            assert (await other.run("o1").describe()).archived
