@@ -24,6 +24,7 @@ from msgspec import Raw
 
 from streamflow.archive.archive import open_archive
 from streamflow.archive.format import ArchivedRun
+from streamflow.archive_url import check_archive_url
 from streamflow.client import forking
 from streamflow.client.archived import ArchivedRuns, created_ms, describe_archived, events_of, listing_name
 from streamflow.client.listing import (
@@ -160,7 +161,7 @@ class Client:
 
     def __init__(self, store: Store, namespace: str, *, archive: str = "") -> None:
         self.namespace = check_name("namespace", namespace)
-        self._archive_url = archive
+        self._archive_url = check_archive_url(archive)
         """Where the archive is for this client; empty: where the namespace has it."""
         self.keys = NamespaceKeys(namespace)
         self.kernel = Kernel(self.keys)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import aclosing
-from typing import NamedTuple
 
 from streamflow.daemon.archiving import Archiving, Due
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
-from streamflow.daemon.shard import NUMBER_BITS, OwnedShard, first_outbox
+from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.sources import NOBODY, SETTLED_MS, Source, accepted_of, posted_at, source_of
 from streamflow.daemon.troubles import shard_name
 from streamflow.errors import ArchiveError, StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
@@ -25,7 +26,6 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import LISTED, Header, decode_header
 from streamflow.model.retention import ENDED
 from streamflow.store.connection import Call
-from streamflow.wire import stream_order
 
 _log = logging.getLogger("streamflow.retention")
 
@@ -35,6 +35,8 @@ SWEEP_RUNS = 200
 """Runs of one listing that are looked at at once."""
 FORGET = 50
 """Runs that one call deletes."""
+LONGEST_SWEEP = 300.0
+"""Seconds after which a sweep ends although there is more: an archive may be slow, and logs are to be trimmed."""
 CHECK_EVERY = 5
 """Sweeps between two checks whether each shard's keys have their types: most are used rarely, and a shard whose keys
 somebody has overwritten is to be seen before it matters, which may be a takeover."""
@@ -49,43 +51,11 @@ SOURCES = 100
 """Clients whose post numbers a shard keeps, however old they are."""
 SOURCE_AGE_MS = 3_600_000
 """Age from which the post numbers of other clients are deleted."""
-SETTLED_MS = 300_000
-"""For so long a shard has to have committed behind a message that it has until its target forgets that it has it: no
-failover takes that much from a shard. A replica that is minutes behind isn't promoted."""
 LOST_MS = 86_400_000
 """For so long a target remembers a message that its source has lost, and may decide again when what it waits for has
 come again: a step that runs for hours, say."""
 FIELDS_OF_SHARD = 2
 """In a target's `seen`."""
-
-
-class Source:
-    """What a shard knows of the messages that it has sent. `sent`: the last numbers of its owners."""
-
-    def __init__(self, committed: int = 0, sent: Iterable[tuple[int, int]] = ()) -> None:
-        self.committed = committed
-        self._last = {(epoch, number >> NUMBER_BITS): number for epoch, number in sent}
-
-    def has_settled(self, number: tuple[int, int], at: int) -> bool:
-        """Whether this message, which was accepted at `at` (ms), is in its history, and long behind its end."""
-        epoch, of_owner = number
-        last = self._last.get((epoch, of_owner >> NUMBER_BITS), 0)
-        return of_owner <= last and at + SETTLED_MS <= self.committed
-
-
-NOBODY = Source()
-
-
-def source_of(token: bytes | None, committed: bytes | None, sent: bytes | None) -> Source:
-    """From the fields of the shard's `owner`. What can't be read has settled nothing."""
-    try:
-        numbers = [stream_order(number) for number in (sent or b"").decode().split()]
-        if token:
-            text = token.decode()
-            numbers.append((int(text.partition(":")[0]), first_outbox(text) | ((1 << NUMBER_BITS) - 1)))
-        return Source(int(committed or 0), numbers)
-    except ValueError:
-        return NOBODY
 
 
 class Retention:
@@ -101,6 +71,8 @@ class Retention:
         self._owner = owner
         self._troubles = context.troubles
         self._sweeps = 0
+        self._until = math.inf
+        """When a sweep leaves the rest to the next one (monotonic s)."""
 
     async def run(self) -> None:
         await retry_forever(self.run_once, _log, "could not delete ended runs", every=SWEEP_EVERY)
@@ -119,8 +91,12 @@ class Retention:
         if self._sweeps % LOOK_AGAIN == 0:
             self._look_again()
         await self.look_for_ended()
-        while await self.forget_once(kept):
-            pass
+        self._until = time.monotonic() + LONGEST_SWEEP
+        try:
+            while await self.forget_once(kept):
+                pass
+        finally:
+            self._until = math.inf
 
     def _look_again(self) -> None:
         """Ask the listings of shards, too, that had no ended runs, and in which nothing was committed since: some may
@@ -176,7 +152,9 @@ class Retention:
         cursor = 0
         while True:
             cursor, seen = await self._store.one(Call.plain("HSCAN", shard.keys.seen, cursor, "COUNT", SCAN))
-            old = [source for source, last in seen.items() if source.startswith(b"client:") and _posted(last) < before]
+            old = [
+                source for source, last in seen.items() if source.startswith(b"client:") and posted_at(last) < before
+            ]
             old += await self._settled(seen, sources)
             for first in range(0, len(old), SCAN):
                 await self._store.one(Call.plain("HDEL", shard.keys.seen, *old[first : first + SCAN]))
@@ -187,7 +165,7 @@ class Retention:
         """Of the fields of a `seen`, the identities of messages that their sources can't forget any more. `sources`: by
         shard, as far as they were read. A source that is down stands still, and so do its identities."""
         now = self._clock.now_ms()
-        accepted = {field: _accepted(value) for field, value in seen.items() if field.startswith(b"m:")}
+        accepted = {field: accepted_of(value) for field, value in seen.items() if field.startswith(b"m:")}
         aged = {field: one for field, one in accepted.items() if one.at < now - SETTLED_MS}
         unread = sorted({one.source for one in aged.values() if 0 <= one.source < self._shards} - sources.keys())
         for first in range(0, len(unread), PIPELINE):
@@ -280,6 +258,8 @@ class Retention:
         try:
             more = False
             for first in range(0, len(listings), PIPELINE):
+                if time.monotonic() >= self._until:
+                    return False
                 more = await self._forget_portion(listings[first : first + PIPELINE], now, kept) or more
         except ArchiveError as error:  # of all runs: with the next sweep it is tried again
             self._troubles.failed("archive", NOT_WRITTEN, error, stops=False, kept=1.5 * SWEEP_EVERY)
@@ -383,26 +363,3 @@ def _header(data: bytes | StoreError | None) -> Header | None:
     if isinstance(data, StoreError):
         raise ValueError(str(data))
     return None if data is None else decode_header(data)
-
-
-class _Accepted(NamedTuple):
-    """A message with an identity that a shard has accepted, and when (ms)."""
-
-    number: tuple[int, int]
-    at: int
-    source: int
-
-
-def _accepted(value: bytes) -> _Accepted:
-    """Of the field of an identity, `<number> <ms> shard:<source>`. One that can't be read is as old as can be."""
-    try:
-        number, at, source = value.decode().split(" ")
-        return _Accepted(stream_order(number), int(at), int(source.removeprefix("shard:")))
-    except ValueError:
-        return _Accepted((0, 0), 0, -1)
-
-
-def _posted(last: bytes) -> int:
-    """When a client posted last (ms), from `<number> <ms> <answers>`."""
-    parts = last.split(b" ")
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0

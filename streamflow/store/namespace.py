@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from streamflow.archive_url import NONE, shown_archive
+from streamflow.archive_url import NONE, check_archive_url, shown_archive
 from streamflow.errors import NamespaceMismatch, StoreError, StoreMisconfigured, StoreUnavailable
 from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings, is_level
@@ -88,7 +88,7 @@ async def open_namespace(
         check_same(namespace, settings)  # before workflows are registered in it
         before, archive_before = namespace.durability, namespace.archive
     durability = settings.durability or before
-    archive = settings.archive or archive_before
+    archive = check_archive_url(settings.archive) or archive_before
     record = await write_records(store, kernel, settings.shards, settings.partition, workflows, durability, archive)
     _check_schema(settings.namespace, record.schema)
     namespace = Namespace(record.shards, record.partition, record.identity, durability, archive)

@@ -236,7 +236,8 @@ async def test_archived_runs_are_listed_by_filters_and_in_pages(serve: Serve, tm
 
 
 async def test_purge_archives_before_the_time(serve: Serve, tmp_path: Path) -> None:
-    async with serve(app, archive=url(tmp_path)) as (client, _):
+    async with serve(app, archive=url(tmp_path) + "/") as (client, _):
+        assert await client._archived_runs() is await client._archived_runs()
         runs = await ended(client, *(f"o{n}" for n in range(10)))
         assert all(await asyncio.gather(*(client.purge(run.id) for run in runs)))
         assert len(objects(tmp_path, "idx")) == 1, "what is archived at about the same time is listed together"

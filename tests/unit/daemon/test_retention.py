@@ -115,6 +115,17 @@ async def test_a_sweep_says_when_there_is_more() -> None:
     assert await retention(store, sweeping()).forget_once()
 
 
+async def test_a_sweep_that_takes_too_long_leaves_the_rest_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_SWEEP", 0.0)
+    full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
+    store = FakeStore(
+        ZRANGEBYSCORE=full, LINDEX=None, ZREM=1, ZRANGE=[b"r0", b"1"], HLEN=0, HMGET=[None, None], ZCARD=1, XLEN=0
+    )
+    sweep = retention(store, sweeping())
+    await sweep.run_once()
+    assert store.sent("ZRANGEBYSCORE") == []
+
+
 async def test_a_sweep_that_can_forget_nothing_ends() -> None:
     full = [f"r{n}".encode() for n in range(module.SWEEP_RUNS)]
     store = FakeStore(ZRANGEBYSCORE=full, LINDEX=None, ZREM=0)
