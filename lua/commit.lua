@@ -15,7 +15,8 @@
 -- An expected header '' is that of a run that doesn't exist. Repeats are for what an owner commits again that a server had
 -- lost: messages behind the given one that have one of these identities have come again, and are removed; if too many
 -- have come since, CONFLICT without ids.
--- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads.
+-- The log gets the transitions as they are, but for those that have a cut: in its place, without large payloads. A cut
+-- that begins with a plus goes behind the transition instead, as more elements of its array: what readers of the log need.
 -- An attempt of a queued step is added to its queue's partition of this shard, one without a body is revoked
 -- (`shared/attempts.lua`): what the server has of a decision, it has of its attempts.
 -- A put sets a field of a hash, or deletes it when the value is ''; without a field it sets a string that expires after
@@ -46,7 +47,7 @@
 --        for each send: number, messages (an entry of the outbox, with one message or many);
 --        for each sent: outbox number;
 --        for each poison: inbox id, id, reason, event, body, kind, begun (the header of a start), sender (its identity);
---        for each cut: position (of its run among the runs, from 1), logged (in place of the transition);
+--        for each cut: position (of its run among the runs, from 1), logged (in place of the transition, or `+` and what goes behind it);
 --        for each state: position, state;
 --        for each report: position (of its attempt among the attempts), details (what an attempt before has reported);
 --        for each attempt: queue (its position among the queues, from 1), step, attempt (`<created> <attempt>`), body
@@ -74,7 +75,8 @@ local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, reports, 
   unpack_counts(ARGV[6])
 local FIXED_KEYS, FIXED_ARGS = 7, 6
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 8, 2, 2 -- of one item
-local RUN_ID, DASH = run_id_begins(owner), string.byte('-')
+local RUN_ID, DASH, PLUS = run_id_begins(owner), string.byte('-'), string.byte('+')
+local SIX = '\150' -- MessagePack: an array of six elements
 -- A reducer's record is trimmed to so many when it has twice as many; of quarantined messages about so many are kept.
 local REDUCER_TRANSITIONS, QUARANTINED_MESSAGES = 200, 1000
 local ANSWER_SECONDS, IDS_PER_CALL, VALUES_PER_ENTRY = 900, 1000, 4000 -- `unpack` fails at about 8,000 values
@@ -158,7 +160,9 @@ for i = last_queue + 1, #KEYS do
       end
     end
   end
-  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), logged[i - last_queue] or transition
+  local instead = logged[i - last_queue]
+  if instead and string.byte(instead) == PLUS then instead = SIX .. string.sub(transition, 2) .. string.sub(instead, 2) end
+  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), instead or transition
   at = at + RUN_ARGS
 end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition

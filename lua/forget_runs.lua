@@ -7,23 +7,26 @@
 -- was created later by that clock, which tells the two apart, also while the server's clock stands still or goes back.
 -- (Its end may be before its creation: the one is by its owner's clock, the other by the server's.)
 -- The log is trimmed up to a minute behind the end of the last of them, so that nothing of them is left there: at once as
--- far as the stored views count it, else by the next checkpoint. Of a run that ended long ago nothing is in the log.
+-- far as the stored views count it, else by the next checkpoint. Of a run that ended long ago nothing is in the log. What
+-- a group of subscribers has not acknowledged waits for it.
 -- Safe to run twice.
 --
--- KEYS   owner, views, log, then for each run: run, index, tenant_index, published; for each attribute: attribute_index
+-- KEYS   owner, views, log, positions, then for each run: run, index, tenant_index, published; for each attribute: attribute_index
 -- ARGV   runs (how many), then for each run: id, header; for each attribute: id
 -- RETURNS the number of deleted runs / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
+-- @include shared/positions
 -- @include shared/trim_log
-local FIXED_KEYS = 3
+local FIXED_KEYS = 4
 local SLACK = 60000 -- ms between the owner's clock, which says when a run ended, and the server's, which numbers entries
 local count = tonumber(ARGV[1])
-local owner, views, log = KEYS[1], KEYS[2], KEYS[3]
+local owner, views, log, positions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local TYPES = {'list', 'zset', 'zset', 'hash'}
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 if not holds(views, 'hash') then return redis.error_reply('WRONGTYPE ' .. views) end
 if not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
+if not holds(positions, 'hash') then return redis.error_reply('WRONGTYPE ' .. positions) end
 for i = FIXED_KEYS + 1, #KEYS do
   local wanted = i > 4 * count + FIXED_KEYS and 'zset' or TYPES[(i - FIXED_KEYS - 1) % 4 + 1]
   if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
@@ -31,7 +34,7 @@ end
 local clock = stored_clock(redis.call('HGET', owner, 'clock'))
 local is_forgotten, is_behind, latest = {}, false, nil
 for i = 1, count do
-  local header = redis.call('LINDEX', KEYS[4 * i], 0)
+  local header = redis.call('LINDEX', KEYS[FIXED_KEYS + 4 * i - 3], 0)
   local status = header and string.match(header, '^%a+')
   local ended = status == 'completed' or status == 'failed' or status == 'cancelled'
   is_forgotten[i] = ended and header == ARGV[2 * i + 1]
@@ -49,10 +52,11 @@ local deleted, deleted_ids = 0, {}
 for i = 1, count do
   if is_forgotten[i] then
     deleted_ids[ARGV[2 * i]] = true
-    deleted = deleted + redis.call('UNLINK', KEYS[4 * i]) -- the server frees a long one beside its work
-    redis.call('ZREM', KEYS[4 * i + 1], ARGV[2 * i])
-    redis.call('ZREM', KEYS[4 * i + 2], ARGV[2 * i])
-    redis.call('UNLINK', KEYS[4 * i + 3])
+    local at = FIXED_KEYS + 4 * i - 3
+    deleted = deleted + redis.call('UNLINK', KEYS[at]) -- the server frees a long one beside its work
+    redis.call('ZREM', KEYS[at + 1], ARGV[2 * i])
+    redis.call('ZREM', KEYS[at + 2], ARGV[2 * i])
+    redis.call('UNLINK', KEYS[at + 3])
   end
 end
 for i = 4 * count + FIXED_KEYS + 1, #KEYS do
@@ -70,5 +74,5 @@ if upto and not (stored[1] and before(upto, stored[1])) then
     elseif not (stored[2] and before(upto, stored[2])) then redis.call('HSET', views, 'forget', upto) end
   end
 end
-trim_log(log, views)
+trim_log(log, views, positions)
 return deleted

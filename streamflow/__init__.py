@@ -31,6 +31,7 @@ from streamflow.errors import (
     Failure,
     Fatal,
     ForeignAwait,
+    GroupRemoved,
     HistoryTooLong,
     InvalidName,
     NamespaceMismatch,
@@ -112,11 +113,14 @@ from streamflow.workflow.run_logger import logger
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
+    from streamflow.client.committed import CommittedEvent
+    from streamflow.client.groups import Group
     from streamflow.client.listing import MessageInfo, RunDescription, RunPage, RunSummary, WorkflowInfo
     from streamflow.client.newest import Change, Changes
     from streamflow.client.protocol import AnyClient
     from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
+    from streamflow.client.subscription import EventBatch, Subscription
     from streamflow.client.waits import RunOwner
     from streamflow.embedded.in_process import local
     from streamflow.store.pauses import Pause
@@ -125,6 +129,10 @@ if TYPE_CHECKING:
 _LAZY = {
     "AnyClient": "streamflow.client.protocol",
     "Client": "streamflow.client.client",
+    "CommittedEvent": "streamflow.client.committed",
+    "EventBatch": "streamflow.client.subscription",
+    "Group": "streamflow.client.groups",
+    "Subscription": "streamflow.client.subscription",
     "Retried": "streamflow.client.retrying",
     "RetriedStep": "streamflow.client.retrying",
     "Run": "streamflow.client.run",
@@ -174,16 +182,20 @@ __all__ = [
     "ChildFailed",
     "ChildFailure",
     "Client",
+    "CommittedEvent",
     "CompensationFailed",
     "Complete",
     "ContinueAs",
     "Decision",
     "Diverged",
     "Event",
+    "EventBatch",
     "Fail",
     "Failure",
     "Fatal",
     "ForeignAwait",
+    "Group",
+    "GroupRemoved",
     "HistoryTooLong",
     "InvalidName",
     "MessageInfo",
@@ -231,6 +243,7 @@ __all__ = [
     "StoreMisconfigured",
     "StoreUnavailable",
     "StreamflowError",
+    "Subscription",
     "TaskGroup",
     "TimerDone",
     "Unconfirmed",

@@ -28,6 +28,7 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     │   ├── RunFailed               result() of a failed run: .failure
     │   │   └── RunTimedOut         its time-out was over
     │   └── RunCancelled            result() of a cancelled run
+    ├── GroupRemoved                the group of subscribers was removed while it was read
     ├── AskRefused                  ask(): the run refused to answer: .run_id, .name, .failure
     ├── CompensationFailed          inside a workflow: a saga could not undo everything: .errors
     ├── HistoryTooLong              inside a workflow: the history reached its limit; continue as new now
@@ -352,6 +353,10 @@ class ChildFailed(StreamflowError):
         self.run_id = run_id
         self.workflow = workflow
         self.failure = failure
+
+
+class GroupRemoved(StreamflowError):
+    """The group of subscribers was removed while it was read."""
 
 
 class AskRefused(StreamflowError):

@@ -131,6 +131,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_age: Annotated[
         float, Meta(description="seconds after which an entry of a log is deleted, also when nothing happens", gt=0)
     ] = 86_400.0
+    group_bytes: Annotated[
+        int,
+        Meta(
+            description="bytes that the logs of all shards keep besides for groups of subscribers that are behind, "
+            "about; each an equal part",
+            ge=0,
+        ),
+    ] = 268_435_456
+    group_age: Annotated[
+        float,
+        Meta(
+            description="seconds after which an entry of a log is deleted also if a group of subscribers is behind",
+            gt=0,
+        ),
+    ] = 604_800.0
     blocking: Annotated[
         float, Meta(description="seconds of workflow code without an await after which a warning is logged", gt=0)
     ] = 0.1

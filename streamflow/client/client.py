@@ -86,6 +86,9 @@ from streamflow.workflow.app import Reducer, Startable, Workflow
 from streamflow.workflow.messages import UNDECLARED, Declared
 
 if TYPE_CHECKING:
+    from streamflow.client.consumer import Resume
+    from streamflow.client.groups import From, Group, Groups
+    from streamflow.client.subscription import Subscription
     from streamflow.tracing.spans import Tracing
 
 P = ParamSpec("P")
@@ -736,6 +739,81 @@ class Client:
         await self.read_namespace()
         before = await self._batcher.call(self.kernel.pause(kind + name, note))
         return read_note(before) if before and before != note else None
+
+    def events(
+        self,
+        group: str,
+        *,
+        workflows: Iterable[Startable | str] | None = None,
+        kinds: Iterable[type | str] | None = None,
+        from_: From = "now",
+        resume: Resume | None = None,
+        dead_after: float = 10.0,
+    ) -> Subscription:
+        """Subscribe: every committed event of all shards, at least once, in order of each run, with its payloads.
+
+        `group`: the name under which the namespace remembers what was acknowledged. The consumers of a group, in any
+        number of processes, share the shards: each event goes to one of them, and when one leaves or dies, the others
+        go on with its shards. Groups know nothing of each other.
+        `workflows`, `kinds`: only events of these workflows, and of these classes of `streamflow.events` or their
+        names.
+        `from_`: where the group begins when it is new: `"now"`, `"oldest"` (whatever the logs still have), or an aware
+        time. A group that exists goes on behind what it has acknowledged.
+        `resume`: offsets by shard, or an async function that gives the offset of a shard or None, behind which to
+        begin if the group has acknowledged less: of who stores offsets with what the events have changed.
+        `dead_after`: seconds without a heartbeat, after which the others take over the shards of this consumer. Code
+        that blocks the event loop for so long gets events again that others have got meanwhile.
+
+        An event is acknowledged when the next one is asked for, and at the end of the block if that ends without an
+        exception. A log entry (a commit) is acknowledged as a whole: who stops in the middle of one gets it again.
+        While a namespace has groups, what a group has not acknowledged is not trimmed, up to `group_bytes` and
+        `group_age`; what was lost beyond that is logged, and in `subscription.lost`.
+
+        Raises `InvalidName`, `UsageError` for a workflow or kind that is none.
+
+        >>> async with client.events("billing", workflows=[order], kinds=[RunCompleted]) as subscription:
+        ...     async for event in subscription:
+        ...         await book(event.run_id, event.id)
+        """
+        from streamflow.client.subscription import Subscription
+
+        return Subscription(
+            lambda: self.store,
+            self.kernel,
+            self.read_namespace,
+            group,
+            workflows=workflows,
+            kinds=kinds,
+            from_=from_,
+            resume=resume,
+            dead_after=dead_after,
+        )
+
+    async def groups(self) -> list[Group]:
+        """The groups of subscribers, with how far each is behind, by name."""
+        return await (await self._groups()).all()
+
+    async def group(self, name: str) -> Group:
+        """One group of subscribers, and how far it is in each shard. Raises `UsageError` if there is none."""
+        return await (await self._groups()).one(name)
+
+    async def reset_group(self, name: str, to: From) -> None:
+        """Have a group of subscribers go on from elsewhere: `"now"`, `"oldest"`, or an aware time. What its consumers
+        have in hand counts no more: they begin again from there. Raises `UsageError` if there is no such group.
+
+        >>> await client.reset_group("billing", datetime(2026, 7, 1, tzinfo=UTC))
+        """
+        await (await self._groups()).reset(name, to)
+
+    async def remove_group(self, name: str) -> bool:
+        """Remove a group of subscribers: what only it waited for may be trimmed. Consumers that still run end with
+        `GroupRemoved`. Returns False if there is no such group."""
+        return await (await self._groups()).remove(name)
+
+    async def _groups(self) -> Groups:
+        from streamflow.client.groups import Groups
+
+        return Groups(self.store, self.kernel, (await self.read_namespace()).shards)
 
     async def queues(self) -> list[str]:
         """The queues that workers or steps have used, sorted."""

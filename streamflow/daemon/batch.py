@@ -60,7 +60,7 @@ from streamflow.machine.transition import (
 from streamflow.model.attributes import Attribute, merged, same, value_text
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
-from streamflow.model.logged import LARGE, encode_logged
+from streamflow.model.logged import LARGE, Origin, encode_logged, encode_origin
 from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
 from streamflow.store.kernel import FRESH, Attempt, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
@@ -192,6 +192,8 @@ class ShardBatch:
         """Bytes of run ids and transitions in its log entry."""
         self.identity = ""
         """That of the namespace's data."""
+        self.logs_whole = False
+        """There are groups of subscribers."""
         self.retried: set[str] = set()
         """Runs that have taken a request to retry them: they refuse others."""
         self.refused: dict[str, Failure] = {}
@@ -772,7 +774,12 @@ class ShardBatch:
             transition = Transition(at, effects.events)
             unsaid = effects.unrecorded
             data = _encoder.encode(transition) if unsaid is None else encode_transition(at, effects.events, unsaid)
-            logged = encode_logged(transition, old.version + 1, old.created) if len(data) > LARGE else b""
+            logged = appended = b""
+            if self.logs_whole:
+                origin = Origin(batch.commit, old.version + 1, old.created, old.workflow, old.tenant)
+                appended = encode_origin(data, origin)
+            elif len(data) > LARGE:
+                logged = encode_logged(transition, old.version + 1, old.created)
             state = machine.snapshot()
             written = len(data) + len(state)
             size += written
@@ -805,9 +812,9 @@ class ShardBatch:
             memory = kept + written
             if effects.fresh or run_id in self.admitted:  # then the input is in the place of the state
                 state = FRESH + state
-            if logged:
-                batch.cuts.append((len(batch.runs), logged))
-            self.logged += len(logged or data) + IN_LOG
+            if logged or appended:
+                batch.cuts.append((len(batch.runs), logged or appended))
+            self.logged += len(logged or data) + len(appended) + IN_LOG
             batch.runs.append(RunWrite(run_id, live.header_bytes, header_bytes, state, data))
             if puts:
                 batch.puts += puts

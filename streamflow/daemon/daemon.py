@@ -137,6 +137,9 @@ class Daemon:
         self.membership.start_over(everywhere=True)
         self.owner.recent_commits.forget_all()
 
+    def _on_groups(self, groups: int) -> None:
+        self.owner.logs_whole = groups > 0
+
     def _on_mismatch(self) -> None:
         """The namespace has other settings than this daemon now: only one that is started with them can serve it."""
         for shard in list(self.owner.shards.values()):
@@ -291,6 +294,7 @@ class Daemon:
         owner.on_queue = registration.add_queue
         self.membership.on_record = registration.compare
         self.membership.on_pauses = owner.paused.update
+        self.membership.on_groups = self._on_groups
         takeover.paused_workflows = lambda: owner.paused.notes
         self._troubles = context.troubles
         self._store = context.store

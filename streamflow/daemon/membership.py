@@ -81,9 +81,9 @@ class _Seen(msgspec.Struct):
 
 class Membership:
     """`describe` makes this daemon's heartbeat. `on_beat(heartbeat)` is called when one is confirmed, `on_leave()`
-    before this daemon deregisters, `on_record(identity, durability)` with what the namespace's record says, and
-    `on_pauses(workflows)` with what is paused: they are read with each heartbeat, because a turn of the event loop
-    costs an idle daemon more than a command."""
+    before this daemon deregisters, `on_record(identity, durability)` with what the namespace's record says,
+    `on_pauses(workflows)` with what is paused, and `on_groups(groups)` with how many groups of subscribers there are:
+    they are read with each heartbeat, because a turn of the event loop costs an idle daemon more than a command."""
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class Membership:
         self.on_beat: Callable[[bytes], None] = lambda _: None
         self.on_leave: Callable[[], None] = lambda: None
         self.on_pauses: Callable[[dict[str, Pause]], None] = lambda paused: None
+        self.on_groups: Callable[[int], None] = lambda groups: None
         self.on_record: Callable[[bytes | None, bytes | None], None] = lambda identity, durability: None
         self.has_its_share = anyio.Event()
         """Set as soon as it owns a shard, or none is for it: there may be as many daemons as shards."""
@@ -307,13 +308,17 @@ class Membership:
         with anyio.move_on_after(self._settings.dead_after / 2):
             call = self._kernel.heartbeat(self.member, data, dead, joins=not self._has_joined)
             record = Call.plain("HMGET", self._kernel.keys.meta, "identity", "durability")
-            answers: list[Any] = await self._store.send([call, record, read_pauses(self._kernel.keys)], urgent=True)
+            groups = Call.plain("HLEN", self._kernel.keys.groups)
+            calls = [call, record, read_pauses(self._kernel.keys), groups]
+            answers: list[Any] = await self._store.send(calls, urgent=True)
             if isinstance(answers[0], StoreError):
                 raise answers[0]
             answer = cast("Heartbeats", answers[0])
             if not isinstance(answers[1], StoreError):
                 self.on_record(*answers[1])
             self._take_pauses(answers[2])
+            if not isinstance(answers[3], StoreError):
+                self.on_groups(answers[3])
             if self.member not in answer.members:  # the others have removed it, or the data were deleted
                 self._has_joined = False
                 self._looks = [now, now + self._settings.dead_after]

@@ -148,6 +148,8 @@ class Owner:
         self.recent_commits = RecentCommits(context, self.starts.held, self.lost_writes.forgotten)
         self.watch = RunNote()
         self._failure_log = FailureLog()
+        self.logs_whole = False
+        """There are groups of subscribers: the log gets whole transitions, which they can read when the run is gone."""
         self.shards_lost = 0
         """How often `lost` was called."""
         self.moves = Moves()
@@ -407,6 +409,7 @@ class Owner:
         server = self._store.server_of(shard.keys.owner)
         batch = self._batches[shard.number] = ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
         batch.paused = self.paused.notes
+        batch.logs_whole = self.logs_whole
         return batch
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:

@@ -72,7 +72,12 @@ class Rollup:
         self._settings = context.settings
         self._shards = context.namespace.shards
         settings = context.settings
-        self._limits = LogLimits(max(1, settings.log_bytes // self._shards), int(settings.log_age * 1000))
+        self._limits = LogLimits(
+            max(1, settings.log_bytes // self._shards),
+            int(settings.log_age * 1000),
+            settings.group_bytes // self._shards,
+            int(settings.group_age * 1000),
+        )
         self._owner = owner
         self._troubles = context.troubles
         self._trims = Timers[int]()

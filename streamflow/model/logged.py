@@ -7,6 +7,9 @@ Called by: the owner's batches (encode), followers of a run and `tail` (decode).
 A transition without large parts is logged as it is, in the bytes of the record, and costs nothing here. Any other is
 encoded a second time, and its payloads are only in the record: they go when the run is forgotten. Which fields of
 events may be large follows from their types, so a new event needs nothing here.
+
+While a namespace has groups of subscribers, every transition is logged whole, and says what it is of (`Origin`): what
+they have not read needs no record, so the run may be forgotten meanwhile.
 """
 
 from __future__ import annotations
@@ -58,7 +61,32 @@ class LoggedTransition(msgspec.Struct, array_like=True, frozen=True, gc=False):
         ]
 
 
+class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a whole transition in the log is of. `commit`: the id of the commit that decided it, which is the same if it
+    had to be committed again; `number`: the version of the header that it has made; `created`: the run's, ms."""
+
+    commit: str
+    number: int
+    created: int
+    workflow: str
+    tenant: str = ""
+
+
+class SubscribedTransition(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A transition as subscribers read it: as `LoggedTransition` without an `origin`, and with one it is whole."""
+
+    at: int
+    events: list[AnyEvent]
+    number: int = 0
+    created: int = 0
+    unrecorded: Raw | None = None
+    origin: Origin | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
+_subscribed = msgspec.msgpack.Decoder(SubscribedTransition)
+_TWO, _FIVE = b"\x92", b"\x95"
+"""The first bytes of encoded transitions: arrays of so many elements."""
 _decoder = msgspec.msgpack.Decoder(LoggedTransition)
 _type_of: Callable[[AnyEvent], Any] = type
 
@@ -77,6 +105,19 @@ def encode_logged(transition: Transition, number: int, created: int) -> bytes:
 def decode_logged(data: bytes) -> LoggedTransition:
     """Raises `msgspec.DecodeError`, `RecursionError` or `UnicodeDecodeError` if `data` is not a logged transition."""
     return _decoder.decode(data)
+
+
+def encode_origin(data: bytes, origin: Origin) -> bytes:
+    """What goes behind the encoded transition `data` in the log, as `lua/commit.lua` wants it, so that it says what it
+    is of: more elements of its array, of which it has six then. Empty if these aren't the bytes of a transition."""
+    if data.startswith(_TWO):
+        return b"+\x00\x00\xc0" + _encoder.encode(origin)
+    return b"+" + _encoder.encode(origin) if data.startswith(_FIVE) else b""
+
+
+def decode_subscribed(data: bytes) -> SubscribedTransition:
+    """Raises as `decode_logged`."""
+    return _subscribed.decode(data)
 
 
 def _has_large(events: Sequence[AnyEvent]) -> bool:

@@ -58,6 +58,8 @@ class Reply(enum.StrEnum):
     """A later offset of the views is stored already."""
     BEHIND = "BEHIND"
     """The caller, which is the owner, knows of commits that the server has lost: what it has in memory is wrong."""
+    MISSING = "MISSING"
+    """The group has no position in this shard: it was removed, or is just being made."""
     GAP = "GAP"
     """The target has lost a message that it had accepted: those behind it wait until it comes again."""
 
@@ -207,10 +209,13 @@ class LentStep(msgspec.Struct, frozen=True):
 
 
 class LogLimits(NamedTuple):
-    """What a shard's log keeps: at most about so many bytes, and nothing older than so many ms; at least half of it."""
+    """What a shard's log keeps: at most about so many bytes, and nothing older than so many ms; at least half of it.
+    What groups have not acknowledged: about `held` bytes more, and up to the age `held_age`."""
 
     most: int
     age: int
+    held: int = 0
+    held_age: int = 0
 
 
 class Acquired(msgspec.Struct):
@@ -285,6 +290,50 @@ class Checkpointed(msgspec.Struct):
     code: Reply
     entries: int
     again: int | None = None
+
+
+class Missed(msgspec.Struct, frozen=True):
+    """Log entries that were trimmed before a group had acknowledged them: how many, those behind `first` up to `last`
+    (offsets), the last time at `at` (ms)."""
+
+    entries: int
+    first: str
+    last: str
+    at: int
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """Reply of `claim_position`: OK, CONFLICT, or MISSING if the group has no position there. `token`: ours when OK,
+    else the present one, and `holder` the consumer that has it. `offset`: the entry up to which all was had."""
+
+    code: Reply
+    token: str = ""
+    holder: str = ""
+    offset: str = ""
+    missed: Missed | None = None
+
+
+class Acknowledged(msgspec.Struct, frozen=True):
+    """Reply of `acknowledge_events`: OK, FENCED or BEHIND. `offset`: the group's, when OK or BEHIND."""
+
+    code: Reply
+    offset: str = ""
+    missed: Missed | None = None
+
+
+class GroupPosition(msgspec.Struct, frozen=True):
+    """Of a group in a shard. `read`: how many entries the log has had up to `offset`. `holder`: the id of the consumer
+    that has the shard, empty for none. `waiting`: entries behind the offset; `oldest`: ms of the first, 0 for none."""
+
+    group: str
+    identity: str
+    offset: str
+    read: int
+    token: str
+    holder: str
+    missed: Missed | None
+    waiting: int
+    oldest: int
 
 
 class RunWrite(msgspec.Struct, array_like=True):
@@ -764,7 +813,7 @@ class Kernel:
         runs.
         """
         keys = self.keys.shard(shard)
-        names = [keys.owner, keys.views, keys.log]
+        names = [keys.owner, keys.views, keys.log, keys.positions]
         attribute_indexes: list[str] = []
         args: list[Any] = [len(runs)]
         attribute_ids: list[str] = []
@@ -830,10 +879,59 @@ class Kernel:
         listings = [keys.index(Status.RUNNING, name) for name in names]
         return Call(
             "checkpoint_views",
-            [keys.owner, keys.views, keys.log, *listings],
-            [token, offset, partial, now, logged, limits.most, limits.age, oldest, *names],
+            [keys.owner, keys.views, keys.log, keys.positions, *listings],
+            [token, offset, partial, now, logged, *limits, oldest, *names],
             _checkpointed,
         )
+
+    # --- groups of subscribers ----------------------------------------------------------------------------------------
+
+    def note_group(self, group: str, expected: bytes, note: bytes) -> Call[bytes]:
+        """Note that there is a group of subscribers, something new about it, or that it is gone.
+
+        `expected`: what the caller has seen, empty for none; `note` empty: it is gone. Returns what is noted
+        afterwards, empty if nothing is.
+        """
+        return Call("note_group", [self.keys.groups], [group, expected, note])
+
+    def place_position(self, shard: int, group: str, identity: str, to: str, *, over: bool = False) -> Call[str]:
+        """Set from where a group goes on in a shard's log, or remove it there.
+
+        `to`: now, oldest, or ms, for what was logged since then; empty removes it. A group that has a position keeps
+        it, unless `over`. Returns the offset, empty if it was removed.
+        """
+        keys = self.keys.shard(shard)
+        args = [group, identity, to, "1" if over else ""]
+        return Call("place_position", [keys.positions, keys.log, keys.views], args, lambda reply: reply[1].decode())
+
+    def claim_position(
+        self, shard: int, group: str, identity: str, expected: str, nonce: str, holder: str
+    ) -> Call[Claimed]:
+        """Become the consumer that reads a shard for a group, if it is still had by the one that the caller saw.
+
+        `expected`: the token that was seen; `nonce`: random, of the next one; `holder`: the caller's id.
+        """
+        args = [group, identity, expected, nonce, holder]
+        return Call("claim_position", [self.keys.shard(shard).positions], args, _claimed)
+
+    def acknowledge_events(
+        self, shard: int, group: str, token: str, offset: str, entries: int, *, release: bool = False
+    ) -> Call[Acknowledged]:
+        """Note up to which entry of a shard's log a group has had all, and give the shard up if it is wanted.
+
+        `offset`: empty for no new one; `entries`: how many entries of the log it is behind the one before.
+        """
+        keys = self.keys.shard(shard)
+        args = [group, token, offset, entries, "1" if release else ""]
+        return Call("acknowledge_events", [keys.positions, keys.log, keys.views], args, _acknowledged)
+
+    def peek_positions(self, shard: int, group: str = "") -> Call[list[GroupPosition]]:
+        """Return how far groups are in a shard's log, and how old the first entry is that waits for each.
+
+        `group`: only that one; empty for all.
+        """
+        keys = self.keys.shard(shard)
+        return Call("peek_positions", [keys.positions, keys.log, keys.views], [group], _group_positions)
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
@@ -1076,6 +1174,48 @@ def _checkpointed(reply: list[Any]) -> Checkpointed:
 
 def _transitions(reply: list[bytes]) -> list[bytes | None]:
     return [None if transition == b"-" else transition for transition in reply]
+
+
+def _missed(words: bytes) -> Missed | None:
+    parts = words.decode(errors="replace").split()
+    if len(parts) != 4 or not parts[0].isdigit():
+        return None
+    return Missed(int(parts[0]), parts[1], parts[2], int(float(parts[3])))
+
+
+def _claimed(reply: list[bytes]) -> Claimed:
+    code = Reply(reply[0].decode())
+    if code is Reply.OK:
+        return Claimed(code, reply[1].decode(), "", reply[2].decode(), _missed(reply[3]))
+    if code is Reply.CONFLICT:
+        return Claimed(code, reply[1].decode(), reply[2].decode(errors="replace"))
+    return Claimed(code)
+
+
+def _acknowledged(reply: list[bytes]) -> Acknowledged:
+    code = Reply(reply[0].decode())
+    if code is Reply.OK:
+        return Acknowledged(code, reply[1].decode(), _missed(reply[2]))
+    return Acknowledged(code, reply[1].decode() if code is Reply.BEHIND else "")
+
+
+def position_words(value: bytes) -> tuple[str, str, int, str, str]:
+    """Identity, offset, entries read, token and holder (empty for none) of a group's position."""
+    identity, offset, read, token, holder = value.decode().split(" ")
+    return identity, offset, int(read), token, "" if holder == "-" else holder
+
+
+def _group_positions(reply: list[bytes]) -> list[GroupPosition]:
+    return [
+        GroupPosition(
+            group.decode(errors="replace"),
+            *position_words(value),
+            _missed(missed),
+            int(waiting),
+            int(oldest.partition(b"-")[0] or 0),
+        )
+        for group, value, missed, waiting, oldest in zip(*[iter(reply)] * 5, strict=True)
+    ]
 
 
 def _queue_peeks(reply: list[Any]) -> list[QueuePeek]:

@@ -25,6 +25,7 @@ class ShardKeys:
         "outbox",
         "owner",
         "poison",
+        "positions",
         "prefix",
         "run_prefix",
         "seen",
@@ -71,7 +72,10 @@ class ShardKeys:
         `sf.heartbeat`."""
         self.views = f"{prefix}views"
         """Hash: offset, partial, base_offset, base, base_at (when it was stored), since (bytes logged since), trim,
-        trimming, forget (up to where the log is trimmed), oldest."""
+        trimming, forget (up to where the log is trimmed), removed (how many entries of it that were), oldest."""
+        self.positions = f"{prefix}positions"
+        """Hash: group of subscribers -> its identity, the log entry up to which it has had all, how many entries that
+        are, and the token and id of the consumer that has this shard; `<group>/lost` -> what was trimmed before."""
         self.done = f"{prefix}done"
         """Sharded pub/sub channel (not a key): outcomes of runs and answers to asks, as they are committed."""
 
@@ -140,6 +144,8 @@ class NamespaceKeys:
         """Hash: workflow name -> when a daemon has last had it, ms of the server's clock."""
         self.paused = f"{self.prefix}paused"
         """Hash: `queue:<name>`, `workflow:<name>` -> who has paused it, when and why, JSON (`pauses.py`)."""
+        self.groups = f"{self.prefix}groups"
+        """Hash: group of subscribers -> since when there is one, and from where it began, JSON (`client/groups.py`)."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self._shards: dict[int, ShardKeys] = {}
@@ -149,6 +155,10 @@ class NamespaceKeys:
         """String that expires after a day: what a daemon or worker runs that may end its process (`steps/suspects.py`),
         encoded."""
         return f"{self.prefix}suspects:{member}"
+
+    def consumers(self, group: str) -> str:
+        """Hash: id of a group's consumer -> its last heartbeat, JSON (`client/consumer.py`)."""
+        return f"{self.prefix}consumers:{group}"
 
     def view(self, name: str) -> str:
         """String: a merged view, JSON."""

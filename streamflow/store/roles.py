@@ -111,12 +111,15 @@ def _read_by_worker(keys: NamespaceKeys) -> list[str]:
 
 
 def _written_by_client(keys: NamespaceKeys) -> list[str]:
-    """By starts, messages, `forget`, `quarantine` and `pause`."""
+    """By starts, messages, `forget`, `quarantine`, `pause`, and groups of subscribers."""
     return [
         keys.paused,
+        keys.groups,
+        keys.consumers("*"),
         *_of_all_shards(
             keys,
             lambda shard: [
+                shard.positions,
                 *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
                 *(shard.poison, shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
             ],
@@ -156,12 +159,13 @@ _RARE_LOOKS = {
     "SELECT": _RARE_ALWAYS["SELECT"],
     "read_transitions": "a large payload of a run that is followed, or in `tail`",
     "read_quarantine": "messages are quarantined",
+    "peek_positions": "there are groups of subscribers",
     "PING": "nothing was published for 15 s",
     "SUNSUBSCRIBE": "no call waits for runs of a shard any more",
     "ZREVRANGEBYSCORE": "the next page of a listing, or one since or until a time",
     "XRANGE": "`status --shards`, while the views of a shard lag behind its log",
 }
-_SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "read_quarantine", "read_transitions")
+_SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "peek_positions", "read_quarantine", "read_transitions")
 
 ACCESS: dict[Role, Access] = {
     Role.DAEMON: Access(
@@ -227,7 +231,7 @@ ACCESS: dict[Role, Access] = {
     ),
     Role.CLIENT: Access(
         about="starts runs, sends signals, asks, cancels, forgets, purges and restores, redrives and drops quarantined "
-        "messages, pauses queues and workflows, and whatever a viewer does",
+        "messages, pauses queues and workflows, subscribes to events in groups, and whatever a viewer does",
         verbs=(
             "start_runs",
             "replace_run",
@@ -237,6 +241,12 @@ ACCESS: dict[Role, Access] = {
             "restore_run",
             "take_quarantined",
             "pause",
+            "note_group",
+            "place_position",
+            "claim_position",
+            "acknowledge_events",
+            "heartbeat",
+            "read_stream",
             *_SEEN_BY_CLIENTS,
         ),
         commands=("SCRIPT LOAD", "GET", "ZSCAN", *_LOOKS),
@@ -251,6 +261,10 @@ ACCESS: dict[Role, Access] = {
             "restore_run": "a run is brought back from the archive",
             "replace_run": "a start with on_existing='new' has found an ended run",
             "pause": "a queue or a workflow is paused, or goes on",
+            **dict.fromkeys(("note_group", "place_position"), "a group of subscribers is made, reset or removed"),
+            **dict.fromkeys(
+                ("claim_position", "acknowledge_events", "heartbeat", "read_stream"), "it subscribes to events"
+            ),
         },
     ),
     Role.VIEWER: Access(

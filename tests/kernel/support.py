@@ -209,7 +209,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
     name = r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*"
     patterns = {
         rf"{shard}(inbox|log|outbox|poison)": "stream",
-        rf"{shard}(owner|seen|views|steps|details)": "hash",
+        rf"{shard}(owner|seen|views|steps|details|positions)": "hash",
         rf"{shard}(agenda|waiting|turns)": "zset",
         rf"{shard}kept": "string",
         rf"{shard}run:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "list",
@@ -220,7 +220,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
         rf"{shard}queue:{name}:stream": "stream",
         rf"{shard}queue:{name}:(steps|details)": "hash",
-        rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|served|paused|queues)": "hash",
+        rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|served|paused|queues|groups)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
         rf"{re.escape(keys.prefix)}suspects:{name}": "string",
     }

@@ -198,8 +198,8 @@ def lent(n: dict[str, int]) -> list[LentStep]:
     return [LentStep("<step>", "<host>", text("created"), text("attempt"), b"<details>")] * n["lent"]
 
 
-def text_limits(most: Any, age: Any) -> LogLimits:
-    return LogLimits(most, age)
+def text_limits(most: Any, age: Any, held: Any, held_age: Any) -> LogLimits:
+    return LogLimits(most, age, held, held_age)
 
 
 VERBS: dict[str, Verb] = {
@@ -307,12 +307,25 @@ VERBS: dict[str, Verb] = {
             b"<partial>",
             "<now>",
             "<logged>",
-            text_limits("<most>", "<age>"),
+            text_limits("<most>", "<age>", "<held>", "<held_age>"),
             ["<workflow>"] * n["workflow"],
             "<oldest>",
         ),
         {"workflow": ("workflow", "running_index")},
     ),
+    "note_group": Verb(lambda _: KERNEL.note_group("<group>", b"<expected>", b"<note>")),
+    "place_position": Verb(
+        lambda _: KERNEL.place_position(0, "<group>", "<identity>", "<to>", over=True), {}, lambda _: {"over": "1"}
+    ),
+    "claim_position": Verb(
+        lambda _: KERNEL.claim_position(0, "<group>", "<identity>", "<expected>", "<nonce>", "<holder>")
+    ),
+    "acknowledge_events": Verb(
+        lambda _: KERNEL.acknowledge_events(0, "<group>", "<token>", "<offset>", "<entries>", release=True),
+        {},
+        lambda _: {"release": "1"},
+    ),
+    "peek_positions": Verb(lambda _: KERNEL.peek_positions(0, "<group>")),
     "heartbeat": Verb(
         lambda n: KERNEL.heartbeat("<member>", b"<heartbeat>", [("<member>", b"<last_heartbeat>")] * n["dead"]),
         {"dead": ("dead member",)},
@@ -461,6 +474,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
         "peek_inbox",
+        "peek_positions",
         "peek_queues",
         "peek_runs",
         "read_hash",

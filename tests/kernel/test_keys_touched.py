@@ -157,6 +157,12 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
             kernel.checkpoint_views(0, shard.token, offset, b"partial", NOW, 1, LogLimits(1, 1), ["flow", "other"]),
         )
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
+    yield "note_group", kernel.note_group("billing", b"", b"x")
+    yield "place_position", kernel.place_position(0, "billing", "id", "oldest")
+    yield "claim_position", kernel.claim_position(0, "billing", "id", "1:", "n", "one")
+    last = (await shard.stream(keys.log))[-1][0] if await shard.stream(keys.log) else ""
+    yield "acknowledge_events", kernel.acknowledge_events(0, "billing", "2:n", last, 1)
+    yield "peek_positions", kernel.peek_positions(0)
     gone = Header("failed", 7, "c", 5, 9, "flow", "acme", "", {"customer": "acme"}).encode()
     again = Start("r7", "flow", "acme", b"x", "", "i0a", gone)
     await shard.plain("RPUSH", keys.run("r7"), gone, "", b"transition")
@@ -264,6 +270,7 @@ async def test_all_keys_of_a_call_and_what_it_publishes_to_share_one_slot(real_s
         "heartbeat": namespace,
         "mark_suspects": namespace,
         "pause": namespace,
+        "note_group": namespace,
         **dict.fromkeys(OF_QUEUES, queue),
     }
     async for verb, call in calls(real_shard):

@@ -172,6 +172,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.workflows,
         keys.served,
         keys.paused,
+        keys.groups,
         keys.queues,
         keys.suspects(a_name),
         keys.view("oldest"),
@@ -188,6 +189,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         shard.owner,
         shard.seen,
         shard.poison,
+        shard.positions,
         shard.views,
     ]
     names += [shard.steps, shard.details, shard.waiting, shard.turns]

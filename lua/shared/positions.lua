@@ -1,0 +1,74 @@
+-- positions: from where groups go on in a shard's log: fields of one hash.
+--
+-- `<group>`: `<identity> <offset> <read> <token> <holder>`: the identity of the group, the entry up to which all is
+-- acknowledged, how many entries of the log were before and with it, whose consumer may acknowledge, and its id; a token
+-- without a nonce and the holder `-` are nobody's. `<group>/lost`: `<entries> <first> <last> <ms>`: how many entries were
+-- removed that the group had not acknowledged, between which two offsets, and when last.
+
+local NO_HOLDER = '-'
+local LAST_NUMBER = '9007199254740991' -- 2^53 - 1: the number behind an entry's ms, where it means all of that ms
+
+-- An id that somebody has damaged is before all others.
+local function before(a, b)
+  local a_ms, a_n = string.match(a, '^(%d+)-(%d+)$')
+  local b_ms, b_n = string.match(b, '^(%d+)-(%d+)$')
+  a_ms, a_n, b_ms, b_n = tonumber(a_ms or 0), tonumber(a_n or 0), tonumber(b_ms or 0), tonumber(b_n or 0)
+  return a_ms < b_ms or (a_ms == b_ms and a_n < b_n)
+end
+
+local function id_behind(id)
+  local ms, n = string.match(id, '^(%d+)-(%d+)$')
+  return ms .. '-' .. string.format('%.0f', tonumber(n) + 1)
+end
+
+local function id_before(id)
+  local ms, n = string.match(id, '^(%d+)-(%d+)$')
+  if tonumber(n) > 0 then return ms .. '-' .. string.format('%.0f', tonumber(n) - 1) end
+  if tonumber(ms) == 0 then return '0-0' end
+  return string.format('%.0f', tonumber(ms) - 1) .. '-' .. LAST_NUMBER
+end
+
+-- Identity, offset, read, token and holder; nil if there is none, or somebody has damaged it: that holds nothing up.
+local function position_of(value)
+  local identity, offset, read, token, holder = string.match(value or '', '^(%S+) (%d+%-%d+) (%d+) (%S+) (%S+)$')
+  return identity, offset, tonumber(read), token, holder
+end
+
+local function put_position(positions, group, identity, offset, read, token, holder)
+  local words = {identity, offset, string.format('%.0f', read), token, holder}
+  redis.call('HSET', positions, group, table.concat(words, ' '))
+end
+
+local function is_group(field) return not string.find(field, '/', 1, true) end -- no name has a slash
+
+-- The offset of the group that is furthest behind; nil if there is no group.
+local function least_position(positions)
+  local least
+  local stored = redis.call('HGETALL', positions)
+  for i = 1, #stored, 2 do
+    local _, offset = position_of(is_group(stored[i]) and stored[i + 1])
+    if offset and (not least or before(offset, least)) then least = offset end
+  end
+  return least
+end
+
+-- `lost` entries behind `held` were removed, `removed` in all: those groups that hadn't acknowledged them go on behind.
+local function note_lost(positions, log, lost, removed, held, trim, now)
+  local first = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+  local upto = first and id_before(first[1]) or trim
+  local stored = redis.call('HGETALL', positions)
+  for i = 1, #stored, 2 do
+    local group = stored[i]
+    local identity, offset, read, token, holder = position_of(is_group(group) and stored[i + 1])
+    if identity and before(offset, upto) then
+      local missed = offset == held and lost or math.min(lost, math.max(0, removed - read))
+      put_position(positions, group, identity, upto, removed, token, holder)
+      if missed > 0 then
+        local known = redis.call('HGET', positions, group .. '/lost') or ''
+        local count, since = string.match(known, '^(%d+) (%S+) ')
+        local words = {string.format('%.0f', (tonumber(count) or 0) + missed), since or offset, upto, string.format('%.0f', now)}
+        redis.call('HSET', positions, group .. '/lost', table.concat(words, ' '))
+      end
+    end
+  end
+end
