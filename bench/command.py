@@ -19,6 +19,7 @@ from streamflow.errors import UsageError
 from .burst import bench_burst
 from .durability import bench_durability
 from .enqueue import bench_enqueue
+from .events import bench_events
 from .idle import bench_idle
 from .isolation_command import isolation
 from .parked import bench_parked
@@ -45,6 +46,7 @@ WORKLOADS: dict[str, Workload] = {
     "burst": bench_burst,
     "payload": bench_payload,
     "durability": bench_durability,
+    "events": bench_events,
 }
 
 
@@ -72,7 +74,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Measure throughput and latency on this machine: chain, fanout, shards, idle, parked, takeover, enqueue, signals,
-    queue, burst, payload, durability.
+    queue, burst, payload, durability, events.
 
     Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
     process, as is each daemon; the client is this process. durability starts a server, or a cluster, for each level. A

@@ -65,6 +65,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "health": "Check the daemons and workers on this machine; the exit code says it.",
         "status": "Show daemons, shards, throughput, latencies and failures.",
         "tail": "Follow the events of all shards, live.",
+        "groups": "List, show, reset and remove groups of subscribers.",
         "quarantine": "List, show, redrive or drop messages that could not be processed.",
         "views": "Rebuild the cross-shard views from the shards' logs.",
         "bench": "Measure throughput and latency on this machine.",

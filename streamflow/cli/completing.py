@@ -63,6 +63,15 @@ class QueueType(TextType):
         return _ask(ctx, lambda client: _queues(client, incomplete))
 
 
+class GroupType(TextType):
+    """The name of a group of subscribers."""
+
+    name = "group"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _ask(ctx, lambda client: _groups(client, incomplete))
+
+
 class MessageType(TextType):
     """The name of something that a workflow declares: that of the run which the command's argument `run` names."""
 
@@ -75,7 +84,7 @@ class MessageType(TextType):
         return _ask(ctx, lambda client: _messages(client, self._kind, run, None, incomplete)) if run else []
 
 
-RUN, WORKFLOW, QUEUE = RunType(), WorkflowType(), QueueType()
+RUN, WORKFLOW, QUEUE, GROUP = RunType(), WorkflowType(), QueueType(), GroupType()
 
 
 def complete_signal(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -125,6 +134,10 @@ async def _workflows(client: Client, beginning: str) -> Found:
 
 async def _queues(client: Client, beginning: str) -> Found:
     return [(name, "") for name in await client.queues() if name.startswith(beginning)]
+
+
+async def _groups(client: Client, beginning: str) -> Found:
+    return [(group.name, "") for group in await client.groups() if group.name.startswith(beginning)]
 
 
 async def _messages(client: Client, kind: Kind, run: str | None, workflow: str | None, beginning: str) -> Found:

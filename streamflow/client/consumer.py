@@ -184,17 +184,20 @@ class Consumer:
                 if isinstance(answer, StoreError):
                     raise answer
             self.confirmed = now
-            self._check_note(answers[1])
+            was_reset = self._check_note(answers[1])
             self._take(cast("Heartbeats", answers[0]), {name for name, _ in dead}, blind=not was_sure)
-            if not was_sure:
+            if was_reset or not was_sure:
                 await self._verify()
 
-    def _check_note(self, stored: bytes | None) -> None:
+    def _check_note(self, stored: bytes | None) -> bool:
+        """Whether the group was reset since the last look. Raises `GroupRemoved`."""
         note = read_group_note(stored)
         if note is None or note.removing or note.identity != self._note.identity:
             raise GroupRemoved(
                 f"group {self._group} was removed while it was read: consume it again to begin a new one"
             )
+        before, self._note = self._note, note
+        return note.resets != before.resets
 
     def _take(self, answer: Heartbeats, dead: set[str], *, blind: bool) -> None:
         """`blind`: this consumer hasn't seen the others for long, so each has its time for the next heartbeat."""

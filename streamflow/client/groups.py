@@ -33,13 +33,14 @@ LOST_MS = 24 * 3600 * 1000
 
 class GroupNote(msgspec.Struct, frozen=True):
     """The note of a group. `created`: the server's clock, ms; `start`: from where it began, as `place_position` has it;
-    `by`: who has made it, may be empty."""
+    `by`: who has made it, may be empty; `resets`: how often it was reset, which its consumers read."""
 
     identity: str
     created: int
     start: str
     by: str = ""
     removing: bool = False
+    resets: int = 0
 
 
 class Beat(msgspec.Struct, kw_only=True):
@@ -143,8 +144,14 @@ class Groups:
     async def reset(self, name: str, to: From) -> None:
         """Have a group go on from elsewhere in all shards. What its consumers have acknowledged in between is void, and
         they begin again from there. Raises `UsageError` if there is no such group, `StoreError`."""
+        start = start_of(to)
         _, note = await self._noted(name)
-        await self._place(name, note, start_of(to), over=True)
+        await self._place(name, note, start, over=True)
+        while True:  # a consumer that has nothing to acknowledge learns of it only by this
+            stored, note = await self._noted(name)
+            changed = msgspec.json.encode(msgspec.structs.replace(note, resets=note.resets + 1))
+            if await self._store.one(self._kernel.note_group(name, stored, changed)) == changed:
+                return
 
     async def remove(self, name: str) -> bool:
         """Remove a group: what only it waited for may be trimmed. Its consumers end with `GroupRemoved`. Returns False

@@ -227,7 +227,7 @@ class Subscription:
         try:
             async with aclosing(self._batches(1, 0.0, whole=False)) as batches:
                 async for batch in batches:
-                    while batch.handed_out < len(batch.events):
+                    while batch.handed_out < len(batch.events) and self._open.get(batch.shard) is batch:
                         batch.handed_out += 1
                         yield batch.events[batch.handed_out - 1]
         finally:

@@ -17,6 +17,7 @@ from rich.text import Text
 from streamflow.screen.columns import beside, fit
 from streamflow.screen.panels.daemons import daemons_panel
 from streamflow.screen.panels.failures import failures_panel
+from streamflow.screen.panels.groups import groups_panel
 from streamflow.screen.panels.header import header_lines
 from streamflow.screen.panels.oldest import oldest_panel
 from streamflow.screen.panels.panel import Panel
@@ -83,6 +84,7 @@ def _single_column(status: NamespaceStatus, width: int, height: int | None) -> l
     return _present(
         daemons_panel(status, width),
         queues_panel(status, width),
+        groups_panel(status, width),
         shards_panel(status, width, _map_rows(height)),
         workflows_panel(status, width),
         steps_panel(status, width),
@@ -96,6 +98,7 @@ def _left_column(status: NamespaceStatus, width: int, height: int | None) -> lis
     return _present(
         daemons_panel(status, width),
         queues_panel(status, width),
+        groups_panel(status, width),
         shards_panel(status, width, _map_rows(height)),
         failures_panel(status, width),
     )

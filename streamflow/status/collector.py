@@ -15,6 +15,7 @@ A heartbeat is a counter without a time (wall clocks jump), so only a second sam
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -25,6 +26,7 @@ import anyio
 import msgspec
 
 from streamflow.client.client import Client
+from streamflow.client.groups import Group
 from streamflow.client.quarantine import message_of
 from streamflow.client.served import unserved_ms
 from streamflow.errors import StoreError, StoreUnavailable
@@ -37,6 +39,7 @@ from streamflow.status.model import (
     QuarantineRow,
     Server,
     Shard,
+    SubscriberGroup,
     UnservedWorkflow,
     WorkerRow,
     daemon_from,
@@ -67,6 +70,8 @@ FRESH_SECONDS = 3
 """A rates view that is not older than this is shown as it is: its last seconds are unknown rather than zero."""
 SETTLE_EVERY = 0.15
 """Seconds between two samples while it isn't known yet who is alive."""
+GROUPS_SECONDS = 5.0
+"""How old the figures of groups of subscribers may get: they are asked of each shard."""
 PATIENCE = 2.0
 """Seconds to wait for the server's answer. Then `collect` fails; a live screen shows the error and tries again."""
 
@@ -101,6 +106,8 @@ class StatusCollector:
         """Members whose heartbeat has changed between two samples."""
         self._waits: dict[str, tuple[bytes, list[Wait]]] = {}
         """Of each of the oldest runs its header, and what it waited for then: read again when that changes."""
+        self._groups: tuple[float, list[SubscriberGroup]] = (-math.inf, [])
+        """When they were read (monotonic s), and what was read."""
         self._hidden: set[str] = set()
         """INFO and CONFIG, if the server doesn't allow them: asked once, since each try is an entry in its ACL log."""
 
@@ -181,12 +188,25 @@ class StatusCollector:
         status.paused = {} if isinstance(pauses, StoreError) else paused_workflows(pauses)
         status.queues = await queues_of(client, [*{*names, *paused}], paused, namespace.shards, PATIENCE)
         status.oldest_waits = await self._oldest_waits(namespace, [run_id for run_id, _, _ in status.oldest])
+        status.groups = await self._read_groups(status.as_of)
         if shards:
             status.quarantine = await self._quarantined(quarantines)
         if self._with_lag and shards:
             await self._put_lag(status, owners)
         status.shards_unowned = sum(not shard.owner for shard in status.shards)
         return status
+
+    async def _read_groups(self, now_ms: int) -> list[SubscriberGroup]:
+        """What can't be read stays as it was."""
+        at, found = self._groups
+        if time.monotonic() - at >= GROUPS_SECONDS:
+            try:
+                groups = await self._client.groups()
+            except StoreError:
+                return found
+            found = [_group(group, now_ms) for group in groups]
+            self._groups = time.monotonic(), found
+        return found
 
     # --- members ------------------------------------------------------------------------------------------------------
 
@@ -380,6 +400,17 @@ def _worker(worker: WorkerHeartbeat, clock: int) -> WorkerRow:
         beat_age=max(0.0, worker.age(clock)),
         impaired=worker.impaired,
         blocked=worker.blocked,
+    )
+
+
+def _group(group: Group, now_ms: int) -> SubscriberGroup:
+    return SubscriberGroup(
+        name=group.name,
+        waiting=group.waiting,
+        behind_ms=0 if group.oldest is None else max(0, now_ms - round(group.oldest.timestamp() * 1000)),
+        lost=group.lost,
+        lost_ms=None if group.lost_at is None else max(0, now_ms - round(group.lost_at.timestamp() * 1000)),
+        consumers=len(group.consumers),
     )
 
 

@@ -72,6 +72,18 @@ class Queue(msgspec.Struct, kw_only=True):
     """Who has paused it, if somebody has."""
 
 
+class SubscriberGroup(msgspec.Struct, kw_only=True):
+    """A group of subscribers. `waiting`: log entries that it has not acknowledged; `behind_ms`: the age of the first of
+    them. `lost`: entries that were trimmed before that; `lost_ms`: how long ago the last time, None for never."""
+
+    name: str
+    waiting: int = 0
+    behind_ms: int = 0
+    lost: int = 0
+    lost_ms: int | None = None
+    consumers: int = 0
+
+
 class SilentStep(msgspec.Struct, kw_only=True):
     """A step that has sent heartbeats, and then none for long, although its process lives: it may hang. `seconds`: for
     how long; `holder`: the daemon or worker that runs it."""
@@ -156,6 +168,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """Workflows that no daemon has any more and that have open runs, the most first."""
     paused: dict[str, Pause] = {}
     """The workflows that are paused, by name."""
+    groups: list[SubscriberGroup] = []
+    """By name; some seconds old."""
     views: dict[str, Any] = {}
     views_as_of: int = 0
     """When the views were merged, ms; 0: never."""

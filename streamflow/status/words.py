@@ -20,6 +20,10 @@ from streamflow.text import duration, plural, size
 QUARANTINE_MS = 24 * 3600 * 1000
 """For how long a quarantined message is a problem here, where it isn't known whether it is still there."""
 
+LOST_MS = 24 * 3600 * 1000
+"""For how long it is a problem that a group of subscribers has lost events."""
+UNREAD_MS = 600_000
+"""For how long an event waits for a group without consumers until somebody should start one, or remove the group."""
 BLOCKED_MS = 500.0
 """Ms for which a line must have blocked a loop within the last minutes to need a person."""
 MOVES = 3
@@ -100,6 +104,13 @@ def health(status: NamespaceStatus) -> list[Sentence]:
         found.add("warning", "threads_hung", f"{plural(hung, 'thread')} hung", "streamflow health")
     if draining := sum(beat.draining for beat in beats):
         found.add("note", "draining", f"{draining} draining")
+    if lost := [group for group in status.groups if group.lost_ms is not None and group.lost_ms < LOST_MS]:
+        text = f"group {_first_of(group.name for group in lost)} lost events"
+        found.add("warning", "group_lost", text, f"streamflow groups show {shlex.quote(min(one.name for one in lost))}")
+    if unread := [one for one in status.groups if not one.consumers and one.behind_ms > UNREAD_MS]:
+        text = f"nobody reads group {_first_of(one.name for one in unread)}"
+        command = f"streamflow groups show {shlex.quote(min(one.name for one in unread))}"
+        found.add("warning", "group_unread", text, command)
     if quarantined := _quarantined(status):
         text = f"{plural(quarantined, 'message')} quarantined"
         found.add("warning", "quarantined", text, "streamflow quarantine list")

@@ -19,7 +19,7 @@ import inspect
 import itertools
 import math
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
@@ -42,6 +42,7 @@ from streamflow.client.client import (
     _start,
     _target,
 )
+from streamflow.client.groups import From
 from streamflow.client.histories import History
 from streamflow.client.listing import (
     RunDescription,
@@ -70,10 +71,11 @@ from streamflow.model.waits import StepHolder, Wait
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import Pause, said
 from streamflow.testing.attempts import running
+from streamflow.testing.events_out import SandboxSubscription
 from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
 from streamflow.wire import encode_fork
-from streamflow.workflow.app import App, Reducer, Step, Workflow
+from streamflow.workflow.app import App, Reducer, Startable, Step, Workflow
 from streamflow.workflow.messages import Declared
 
 P = ParamSpec("P")
@@ -378,6 +380,23 @@ class Sandbox:
     async def paused_workflows(self) -> dict[str, Pause]:
         """The workflows that are paused, by name."""
         return dict(sorted(self.world.paused.items()))
+
+    def events(
+        self,
+        group: str,
+        *,
+        workflows: Iterable[Startable | str] | None = None,
+        kinds: Iterable[type | str] | None = None,
+        from_: From = "now",
+    ) -> SandboxSubscription:
+        """Subscribe, as `client.events`. What is iterated ends when all that has happened is delivered: move the clock,
+        and iterate again. Ids and offsets are the same each time.
+
+        >>> async with sandbox.events("billing", kinds=["RunCompleted"]) as subscription:
+        ...     await sandbox.sleep(timedelta(days=1))
+        ...     completed = [event.run_id async for event in subscription]
+        """
+        return SandboxSubscription(self.world.log, self._settle, group, workflows=workflows, kinds=kinds, from_=from_)
 
     def deploy(self, app: App) -> None:
         """Replace the app, as a deploy does: another owner takes over, with this code.

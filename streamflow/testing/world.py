@@ -86,6 +86,7 @@ from streamflow.model.waits import Wait, waits_of
 from streamflow.steps.context import Running
 from streamflow.store.pauses import Pause
 from streamflow.testing.attempts import perform, timed_out
+from streamflow.testing.events_out import EventLog
 from streamflow.testing.stand_ins import stand_in
 from streamflow.testing.stubs import Stubs
 from streamflow.wire import (
@@ -217,6 +218,8 @@ class World:
         self.records: dict[str, Record] = {}
         self.answers: dict[str, bytes] = {}
         """Answers to questions, by the question's id."""
+        self.log = EventLog()
+        """For subscribers."""
         self.transitions = 0
         """Number of committed transitions of all runs."""
         self.paused: dict[str, Pause] = {}
@@ -720,6 +723,7 @@ class World:
         record.fork = None
         record.state = state
         record.log.append(Transition(machine.at, effects.events))
+        self.log.committed(run_id, record.head, record.log[-1])
         if effects.fresh:
             record.transitions.clear()
         record.transitions.append(transition)

@@ -317,6 +317,12 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
     with contextlib.suppress(sf.StreamflowError):
         await client.run("two").result(DEADLINE)
     await run("forget", "two")
+    async with client.events("billing", from_="oldest", kinds=["RunCompleted"]) as subscription:
+        async for event in subscription:
+            assert event.workflow
+            break
+    await run("groups", "show", "billing")
+    await run("groups", "remove", "billing", "--yes")
     await _mending(site, client)
 
 

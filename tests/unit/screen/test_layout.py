@@ -30,6 +30,7 @@ from streamflow.status.model import (
     Queue,
     Server,
     Shard,
+    SubscriberGroup,
     WorkerRow,
     daemon_from,
     shards_from,
@@ -250,6 +251,19 @@ def test_at_80_by_24_every_part_is_there() -> None:
     output = text(status(), 80, 24)
     for part in ("THROUGHPUT", "RUNS", "DAEMONS 3", "SHARDS 256", "WORKFLOWS 7", "STEPS 9", "FAILURES", "OLDEST OPEN"):
         assert part in output
+
+
+def test_groups_are_shown_and_one_that_nobody_reads_stands_out() -> None:
+    current = status()
+    current.groups = [
+        SubscriberGroup(name="billing", waiting=1200, behind_ms=90_000, consumers=2),
+        SubscriberGroup(name="search", waiting=3, behind_ms=700_000, lost=5, lost_ms=0),
+    ]
+    output = text(current, 120, 60)
+    assert re.search(r"GROUPS 2 +lag +behind +lost +consumers", output)
+    assert re.search(r"search +3 +11 m 40 s +5 +none", output)
+    assert re.search(r"billing +1,200 +1 m 30 s +0 +2", output)
+    assert "GROUPS" not in text(status(), 120, 60)
 
 
 def test_queues_are_shown_and_a_missing_worker_stands_out() -> None:

@@ -17,6 +17,7 @@ from streamflow.status.model import (
     Queue,
     Server,
     SilentStep,
+    SubscriberGroup,
     UnservedWorkflow,
     WorkerRow,
 )
@@ -96,6 +97,14 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "no_workers": (
         status(queues=[Queue(name="gpu", waiting=3), Queue(name="cpu", waiting=1, workers=1), Queue(name="tpu")]),
         Sentence("warning", "no_workers", "no workers for queue gpu", "streamflow worker --app APP --queue gpu"),
+    ),
+    "group_lost": (
+        status(groups=[SubscriberGroup(name="billing", lost=3, lost_ms=1000, consumers=1), SubscriberGroup(name="b")]),
+        Sentence("warning", "group_lost", "group billing lost events", "streamflow groups show billing"),
+    ),
+    "group_unread": (
+        status(groups=[SubscriberGroup(name="old", waiting=7, behind_ms=700_000), SubscriberGroup(name="new")]),
+        Sentence("warning", "group_unread", "nobody reads group old", "streamflow groups show old"),
     ),
     "loop_blocked": (
         status(
