@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- forget_runs: delete ended runs with what they published, and remove them from the listings.
+-- forget_runs: delete ended runs with what they published and emitted, and remove them from the listings.
 --
 -- A run is deleted only if its header is byte for byte the one that the caller decided on: an open run, or a newer run
 -- of the same id, stays. Its attributes are in that header, so the caller knows those listings too.
@@ -11,30 +11,31 @@
 -- a group of subscribers has not acknowledged waits for it.
 -- Safe to run twice.
 --
--- KEYS   owner, views, log, positions, then for each run: run, index, tenant_index, published; for each attribute: attribute_index
+-- KEYS   owner, views, log, positions, then for each run: run, index, tenant_index, published, chunks;
+--        for each attribute: attribute_index
 -- ARGV   runs (how many), then for each run: id, header; for each attribute: id
 -- RETURNS the number of deleted runs / WRONGTYPE key
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/positions
 -- @include shared/trim_log
-local FIXED_KEYS = 4
+local FIXED_KEYS, RUN_KEYS = 4, 5
 local SLACK = 60000 -- ms between the owner's clock, which says when a run ended, and the server's, which numbers entries
 local count = tonumber(ARGV[1])
 local owner, views, log, positions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local TYPES = {'list', 'zset', 'zset', 'hash'}
+local TYPES = {'list', 'zset', 'zset', 'hash', 'hash'}
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 if not holds(views, 'hash') then return redis.error_reply('WRONGTYPE ' .. views) end
 if not holds(log, 'stream') then return redis.error_reply('WRONGTYPE ' .. log) end
 if not holds(positions, 'hash') then return redis.error_reply('WRONGTYPE ' .. positions) end
 for i = FIXED_KEYS + 1, #KEYS do
-  local wanted = i > 4 * count + FIXED_KEYS and 'zset' or TYPES[(i - FIXED_KEYS - 1) % 4 + 1]
+  local wanted = i > RUN_KEYS * count + FIXED_KEYS and 'zset' or TYPES[(i - FIXED_KEYS - 1) % RUN_KEYS + 1]
   if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
 local clock = stored_clock(redis.call('HGET', owner, 'clock'))
 local is_forgotten, is_behind, latest = {}, false, nil
 for i = 1, count do
-  local header = redis.call('LINDEX', KEYS[FIXED_KEYS + 4 * i - 3], 0)
+  local header = redis.call('LINDEX', KEYS[FIXED_KEYS + RUN_KEYS * (i - 1) + 1], 0)
   local status = header and string.match(header, '^%a+')
   local ended = status == 'completed' or status == 'failed' or status == 'cancelled'
   is_forgotten[i] = ended and header == ARGV[2 * i + 1]
@@ -51,16 +52,16 @@ if is_behind then redis.call('HSET', owner, 'clock', string.format('%.0f', clock
 local deleted, deleted_ids = 0, {}
 for i = 1, count do
   if is_forgotten[i] then
+    local at = FIXED_KEYS + RUN_KEYS * (i - 1)
     deleted_ids[ARGV[2 * i]] = true
-    local at = FIXED_KEYS + 4 * i - 3
-    deleted = deleted + redis.call('UNLINK', KEYS[at]) -- the server frees a long one beside its work
-    redis.call('ZREM', KEYS[at + 1], ARGV[2 * i])
+    deleted = deleted + redis.call('UNLINK', KEYS[at + 1]) -- the server frees a long one beside its work
     redis.call('ZREM', KEYS[at + 2], ARGV[2 * i])
-    redis.call('UNLINK', KEYS[at + 3])
+    redis.call('ZREM', KEYS[at + 3], ARGV[2 * i])
+    redis.call('UNLINK', KEYS[at + 4], KEYS[at + 5])
   end
 end
-for i = 4 * count + FIXED_KEYS + 1, #KEYS do
-  local id = ARGV[2 * count + 1 + i - 4 * count - FIXED_KEYS]
+for i = RUN_KEYS * count + FIXED_KEYS + 1, #KEYS do
+  local id = ARGV[2 * count + 1 + i - RUN_KEYS * count - FIXED_KEYS]
   if deleted_ids[id] then redis.call('ZREM', KEYS[i], id) end
 end
 

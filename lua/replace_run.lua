@@ -1,7 +1,7 @@
 #!lua
 -- replace_run: create a run in place of an ended one that has its id, which goes in the same step.
 --
--- What goes is its record, with its history, what it published, and its entries in the listings.
+-- What goes is its record, with its history, what it published and emitted, and its entries in the listings.
 -- Only the run with this very header is replaced, and only if it has ended: an open one, or another one that has the id
 -- by now, stays as it is, and its header is the answer. One that is gone meanwhile is in nobody's way. As with
 -- `forget_runs`, the shard's clock is set behind creation and end of the run that goes, so that the new one was created
@@ -10,7 +10,8 @@
 -- Safe to run twice: the second time the run has the identity of this start, the last field of what it asks for
 -- besides its input (behind its trace). Refused when memory is short.
 --
--- KEYS   owner, inbox, kept, waiting, turns, run, index, tenant_index, published, then for each listing: listing
+-- KEYS   owner, inbox, kept, waiting, turns, run, index, tenant_index, published, chunks,
+--        then for each listing: listing
 -- ARGV   now (ms; with = before it: when the new run began, which the server has lost), expected, workflow, tenant, trace,
 --        body
 -- RETURNS header (of the run that has the id, with a plus before it if this call created it, = if an earlier one of
@@ -20,9 +21,9 @@
 -- @include shared/inbox
 -- @include shared/open_run
 -- @include shared/run_id
-local owner, waiting, turns, run, index, tenant_index, published =
-  KEYS[1], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local FIXED_KEYS = 9
+local owner, waiting, turns, run, index, tenant_index, published, chunks =
+  KEYS[1], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local FIXED_KEYS = 10
 local expected, workflow, tenant, trace, body = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
@@ -35,6 +36,7 @@ if type(header) == 'table' then return redis.error_reply('WRONGTYPE ' .. run) en
 if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
 if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
 if not holds(published, 'hash') then return redis.error_reply('WRONGTYPE ' .. published) end
+if not holds(chunks, 'hash') then return redis.error_reply('WRONGTYPE ' .. chunks) end
 for i = FIXED_KEYS + 1, #KEYS do
   if not holds(KEYS[i], 'zset') then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
@@ -55,5 +57,5 @@ local clock = tonumber(exactly) or shard_clock(ARGV[1], redis.call('HGET', owner
 
 local id = string.sub(run, run_id_begins(owner))
 for i = FIXED_KEYS + 1, #KEYS do redis.call('ZREM', KEYS[i], id) end
-redis.call('UNLINK', run, published) -- the server frees large ones beside its work
+redis.call('UNLINK', run, published, chunks) -- the server frees large ones beside its work
 return '+' .. open_run(door, run, index, tenant_index, clock, id, workflow, tenant, '', trace, body)

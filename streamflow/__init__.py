@@ -6,7 +6,8 @@ The public API: `import streamflow as sf`. Owns: its names. Must not: define any
 - In a workflow, await steps, other workflows, `sleep`, `signal`, `question`, and several of them with `gather`, `map`,
   `race`, `task_group`, `timeout`; `start` begins a child; `saga` undoes, `publish` and `set_attributes` show;
   `now`, `random` and `uuid4` are the same in each replay.
-- In a step, `step_info`, `heartbeat` and `cancelled`; raise `Fatal` to end its attempts, `RetryLater` to say when.
+- In a step, `step_info`, `heartbeat`, `emit` and `cancelled`; raise `Fatal` to end its attempts, `RetryLater` to say
+  when.
 - From outside, `async with connect() as client:` (`Client`) starts a run and gives its handle (`Run`); `local` needs no
   server. Tests use `streamflow.testing`.
 
@@ -63,7 +64,7 @@ from streamflow.model.bugs import BUGS
 from streamflow.model.causes import Cause
 from streamflow.model.record import Status
 from streamflow.model.waits import QueuePlace, StepHolder, Wait
-from streamflow.steps.context import StepInfo, cancelled, heartbeat, step_info
+from streamflow.steps.context import StepInfo, cancelled, emit, heartbeat, step_info
 from streamflow.version import __version__
 from streamflow.workflow.actions import Child, Question
 from streamflow.workflow.api import (
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
     from streamflow.client.protocol import AnyClient
     from streamflow.client.retrying import Retried, RetriedStep
     from streamflow.client.run import Run
+    from streamflow.client.streams import Chunk
     from streamflow.client.subscription import EventBatch, Subscription
     from streamflow.client.waits import RunOwner
     from streamflow.embedded.in_process import local
@@ -128,6 +130,7 @@ if TYPE_CHECKING:
 # Imported at first use: a module of flows, or `streamflow --help`, needs no client of the server.
 _LAZY = {
     "AnyClient": "streamflow.client.protocol",
+    "Chunk": "streamflow.client.streams",
     "Client": "streamflow.client.client",
     "CommittedEvent": "streamflow.client.committed",
     "EventBatch": "streamflow.client.subscription",
@@ -181,6 +184,7 @@ __all__ = [
     "ChildDone",
     "ChildFailed",
     "ChildFailure",
+    "Chunk",
     "Client",
     "CommittedEvent",
     "CompensationFailed",
@@ -254,6 +258,7 @@ __all__ = [
     "__version__",
     "cancelled",
     "connect",
+    "emit",
     "events",
     "gather",
     "heartbeat",

@@ -146,6 +146,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             gt=0,
         ),
     ] = 604_800.0
+    stream_bytes: Annotated[
+        int, Meta(description="bytes that the server keeps of what a run's steps emit, about; the newest", ge=1)
+    ] = 1_048_576
+    stream_age: Annotated[
+        float, Meta(description="seconds after the last chunk that a run's steps have emitted until they go", ge=1)
+    ] = 3600.0
     blocking: Annotated[
         float, Meta(description="seconds of workflow code without an await after which a warning is logged", gt=0)
     ] = 0.1

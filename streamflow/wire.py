@@ -142,6 +142,12 @@ def answer_name(ask_id: str) -> str:
     return f"?{ask_id}"
 
 
+def published_name(run_id: str) -> str:
+    """The name under which a shard's notifications say that a run has published something: no run id begins with
+    `!`."""
+    return f"!{run_id}"
+
+
 class _Ending(msgspec.Struct, array_like=True, frozen=True):
     """A transition in a notification: where it comes from is behind its fields, where other readers of transitions
     don't look."""

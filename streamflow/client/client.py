@@ -43,6 +43,7 @@ from streamflow.client.pipelines import CREATED, Batcher, Origin, settled
 from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
 from streamflow.client.starting import OnExisting, asked_for, check_existing, own_arguments, replaced
+from streamflow.client.streams import EmittedChunk, StreamFacts, StreamPosition
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.errors import (
@@ -996,6 +997,35 @@ class Client:
             return found
         shard = (await self.read_namespace()).shard_of(cause.run_id)
         return msgspec.structs.replace(found, attempts=await self._listings.attempts_before(shard, cause))
+
+    async def _watch(self, run_id: str, created: int, key: str) -> AsyncGenerator[Raw]:
+        """The value under this key now, and each newer one, until the run has ended."""
+        shard = (await self.read_namespace()).shard_of(run_id)
+        last: bytes | None = None
+        while True:
+            async with self._waiter.published(shard, run_id, created) as changed:
+                header, _ = await self._header(run_id, created)  # first: of one that has ended the value is the last
+                created = header.created
+                found = (await self._published(run_id, created, key)).get(key)
+                if found is not None and bytes(found) != last:
+                    last = bytes(found)
+                    yield found
+                if not header.is_open:
+                    return
+                await changed()
+
+    async def _chunks(
+        self, run_id: str, created: int, position: StreamPosition, follow: bool
+    ) -> AsyncGenerator[EmittedChunk]:
+        shard = (await self.read_namespace()).shard_of(run_id)
+        ended = (lambda: self._ended(run_id, created)) if follow else None
+        async with aclosing(self._sessions.here().streams.chunks(shard, run_id, created, position, ended)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _stream_facts(self, run_id: str, created: int) -> StreamFacts | None:
+        shard = (await self.read_namespace()).shard_of(run_id)
+        return await self._sessions.here().streams.facts(shard, run_id, created)
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
         try:

@@ -7,6 +7,8 @@ Called by: user code, which gets one from the client; the command line.
     await run.signal("approve", True)   →  pipelines  →  lua/post_messages
     await run.ask("reserve", 2)         →  waiting    →  a subscription and lua/post_messages
     await run.read("progress")          →  pipelines  →  the hash of published values
+    run.watch("progress")               →  waiting    →  the same, whenever a commit says that it has changed
+    run.stream()                        →  streams    →  lua/read_chunks, whenever lua/append_chunks rings
 """
 
 # `Run` and `Client` are two halves of one interface, in two files because of their length.
@@ -30,6 +32,7 @@ from streamflow.client import forking, retrying
 from streamflow.client.listing import RunDescription, RunPage, ending_of
 from streamflow.client.pipelines import Origin
 from streamflow.client.retrying import Retried
+from streamflow.client.streams import Chunk, StreamFacts, StreamPosition, instant_of, position_of
 from streamflow.errors import AskRefused, UsageError
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
@@ -257,6 +260,81 @@ class Run(Generic[R]):
         """All values that the run has published, by key, as plain data."""
         values = await self._client._published(self.id, self._incarnation)
         return {key: codec.decode(raw, Any, f"published value {key} of run {self.id}") for key, raw in values.items()}
+
+    @overload
+    def watch(self, key: PublishedDefinition[T], *, after: Any = ...) -> AsyncGenerator[T]: ...
+    @overload
+    def watch(self, key: str, type: type[T], *, after: Any = ...) -> AsyncGenerator[T]: ...
+    @overload
+    def watch(self, key: str, type: Any = ..., *, after: Any = ...) -> AsyncGenerator[Any]: ...
+    async def watch(
+        self, key: str | PublishedDefinition[Any], type: Any = UNSET, *, after: Any = UNSET
+    ) -> AsyncGenerator[Any]:
+        """The newest value that the run has published under `key`, and then each newer one, until the run has ended.
+
+        Doesn't poll, and the run doesn't notice. Of values that come faster than they are taken only the newest is
+        given. `after`: a value that is known already, and given only when another one has come. `key` and `type` are as
+        of `read`, and so are the errors, which come with the first value that is asked for.
+
+        >>> async for done in run.watch("done", int):
+        ...     print(f"{done} pages")
+        """
+        key, definition = self._declared.find("key", key)
+        wanted = Any if definition is None else definition.type
+        if type is not UNSET:
+            codec.decoder_for(wanted := type)
+        async with aclosing(self._client._watch(self.id, self._incarnation, key)) as values:
+            async for raw in values:
+                value = codec.decode(raw, wanted, f"published value {key} of run {self.id}")
+                if after is UNSET or value != after:
+                    yield value
+                after = UNSET
+
+    @overload
+    def stream(self, *, after: str = "", follow: bool = True) -> AsyncGenerator[Chunk[Any]]: ...
+    @overload
+    def stream(self, type: type[T], *, after: str = "", follow: bool = True) -> AsyncGenerator[Chunk[T]]: ...
+    def stream(self, type: Any = Any, *, after: str = "", follow: bool = True) -> AsyncGenerator[Chunk[Any]]:
+        """What the steps of the run emit with `sf.emit`, in order, while they run: tokens of a language model.
+
+        Begins with what is still there, and ends when the run has ended and all was given; with `follow=False` it ends
+        with what is there now. Values are decoded as `type` (by default plain data).
+
+        `after`: the `offset` of a chunk, to go on behind it, also in another process: what a browser sends as
+        `Last-Event-ID`. `chunk.restarted` says that what was emitted before by the same call is void, `chunk.missed`
+        how many chunks before this one are gone: the server keeps the newest megabyte of a run, for an hour after its
+        last chunk. A server that fails over may have lost the newest chunks.
+
+        Raises `UsageError` at once for an `after` that is not an offset; `PayloadInvalid` for a chunk that doesn't fit
+        `type`.
+
+        >>> async for chunk in run.stream(str):
+        ...     if chunk.restarted:
+        ...         page.clear()
+        ...     page.write(chunk.value)
+        """
+        codec.decoder_for(type)
+        return self._stream(type, position_of(after), follow)
+
+    async def _stream(self, type: Any, position: StreamPosition, follow: bool) -> AsyncGenerator[Chunk[Any]]:
+        async with aclosing(self._client._chunks(self.id, self._incarnation, position, follow)) as chunks:
+            async for one in chunks:
+                value = codec.decode(one.data, type, f"chunk of step {one.step} of run {self.id}")
+                yield Chunk(
+                    value=value,
+                    offset=one.offset,
+                    step=one.step,
+                    seq=one.seq,
+                    attempt=one.attempt,
+                    at=instant_of(one.at),
+                    restarted=one.restarted,
+                    missed=one.missed,
+                )
+
+    async def stream_facts(self) -> StreamFacts | None:
+        """How much the steps of the run have emitted, how much of it is still there, and when the last of it came; None
+        if there is nothing."""
+        return await self._client._stream_facts(self.id, self._incarnation)
 
     async def cancel(self, reason: str = "") -> None:
         """Request that the run ends as cancelled. Returns when the server has the request, before it takes effect.

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 from streamflow.client.listing import Listings
 from streamflow.client.pipelines import open_batcher
 from streamflow.client.recent_starts import RecentStarts
+from streamflow.client.rings import Rings
+from streamflow.client.streams import StreamReader
 from streamflow.client.waiting import ResultWaiter
 from streamflow.errors import StoreError, UsageError
 from streamflow.store.connection import Store
@@ -69,6 +71,8 @@ class Session:
         self.listings = Listings(store, keys, self.batcher)
         self.archived: ArchivedRuns | None = None
         """The namespace's archive, from when it is asked for the first time."""
+        self.rings = Rings(store)
+        self.streams = StreamReader(kernel, self.batcher, self.rings)
         self.meta: Namespace | None = None
         self.server_generation = 0
         self.reading: asyncio.Task[Namespace] | None = None
@@ -142,6 +146,7 @@ class Sessions:
             return
         session = self.here()
         await session.waiter.close()
+        await session.rings.close()
         await session.batcher.close()
         await session.recent.close()
         await session.store.close()

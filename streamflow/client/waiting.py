@@ -1,8 +1,8 @@
 """Waiting for the ends and the answers of runs: one subscription per shard, for any number of runs.
 
-Owns: which callers wait for which run or answer, the shards that are subscribed to, and the sweep that finds what no
-notification reported, and that none is given the end of another run of its id. Must not: decode results (`run.py`
-does), poll for a single run. Called by: client.
+Owns: which callers wait for which run, answer or published value, the shards that are subscribed to, and the sweep that
+finds what no notification reported, and that none is given the end of another run of its id. Must not: decode results
+(`run.py` does), poll for a single run. Called by: client.
 
     result() ── subscribe to the run's shard (once) ── confirmed ── peek (batched) ── ended: its last transition
                                                                         └── open: the commit that ends it notifies
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from typing import Any
 
 import msgspec
@@ -33,13 +33,14 @@ from streamflow.store.cluster_subscription import open_subscription
 from streamflow.store.connection import Call, Store
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.subscription import Subscription
-from streamflow.wire import answer_name, origin_of
+from streamflow.wire import answer_name, origin_of, published_name
 
 SWEEP_SECONDS = 5.0
 PEEKS_PER_SECOND = 2000
 """Limit of the sweep's cost: with more than 10,000 runs it comes less often."""
 
 ANSWER_PREFIX = answer_name("")
+PUBLISHED_PREFIX = published_name("")
 
 _log = logging.getLogger("streamflow.client")
 _notification = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
@@ -149,6 +150,15 @@ class ResultWaiter:
                 await self._read([(watched, answer_name(request_id))])
             return await answer.future
 
+    @contextlib.asynccontextmanager
+    async def published(self, shard: int, run_id: str, created: int) -> AsyncGenerator[Callable[[], Awaitable[Any]]]:
+        """Gives a function that waits until the run has published something since, or has ended; or perhaps has, if
+        that can't be known. Raises `StoreError`."""
+        with self._registered(shard, created, published_name(run_id), run_id) as (watched, waits):
+            await self._subscribed().add(watched.channel)
+            futures = [wait.future for wait in waits]
+            yield lambda: asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
     @contextlib.contextmanager
     def _registered(self, shard: int, created: int, *names: str) -> Generator[tuple[_WatchedShard, Sequence[_Wait]]]:
         """A wait for each name, which the shard's notifications end from now on, once it is subscribed to."""
@@ -222,6 +232,8 @@ class ResultWaiter:
                 continue
             if name.startswith(ANSWER_PREFIX):
                 is_proven = bool(payload)
+            elif name.startswith(PUBLISHED_PREFIX):
+                is_proven = True  # it says only that there is something to read
             else:
                 created, identity = origin_of(payload)
                 is_ours = created != 0 and identity == self.identity
@@ -257,11 +269,14 @@ class ResultWaiter:
     async def _read(self, wanted: list[tuple[_WatchedShard, str]]) -> None:
         reads: list[asyncio.Future[Any]] = []
         for watched, name in wanted:
-            if name.startswith(ANSWER_PREFIX):
+            if name.startswith(PUBLISHED_PREFIX):  # it may have rung unheard
+                _resolve(watched.waiting.get(name, []), b"")
+            elif name.startswith(ANSWER_PREFIX):
                 reads.append(self._batcher.call(self._stored_answer(watched.number, name.removeprefix(ANSWER_PREFIX))))
             else:
                 reads.append(self._batcher.peek(watched.number, name))
-        for (watched, name), found in zip(wanted, await settled(reads), strict=True):
+        asked = [one for one in wanted if not one[1].startswith(PUBLISHED_PREFIX)]
+        for (watched, name), found in zip(asked, await settled(reads), strict=True):
             waits = watched.waiting.get(name)
             if waits is None or found is None:
                 continue

@@ -77,6 +77,7 @@ from streamflow.wire import (
     encode_outbox,
     is_fork,
     notified_ending,
+    published_name,
     refused_child,
     stream_order,
     trace_of,
@@ -822,7 +823,7 @@ class ShardBatch:
                 self._move_status(run_id, old, status, machine, effects)
             elif status == Status.STUCK and last_stuck([transition]) is not None:  # other code was tried
                 self._note_stuck(run_id, old, machine)
-            if ended or effects.answers:
+            if ended or effects.answers or effects.published:
                 self._notify(run_id, old.created, effects, data)
         else:
             for answer in effects.answers:  # it has refused to be retried
@@ -888,6 +889,8 @@ class ShardBatch:
         self.noted.append(Noted(run_id, old.workflow, self.shard.bugs.get(run_id), machine.reason))
 
     def _notify(self, run_id: str, created: int, effects: Effects, transition: bytes) -> None:
+        if effects.published:
+            self.notifications.append((published_name(run_id), b""))
         self.notifications += [
             _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in effects.answers
         ]

@@ -43,6 +43,7 @@ from streamflow.loops import Supervisor
 from streamflow.machine.transition import Outcome
 from streamflow.process import RESTART, resident_bytes, stop_on_signal, tune_garbage_collection
 from streamflow.settings import Settings
+from streamflow.steps.emitting import ChunkSender
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.silence import MOST_SILENT, beats_of
 from streamflow.store.connection import Store
@@ -214,6 +215,7 @@ class Daemon:
                 ("notes on suspects", owner.suspects.run_notes),
                 ("details of steps", self.records.run),
                 ("outcomes for other daemons", self.records.run_reports),
+                ("chunks of steps", self.chunks.run),
                 ("relay", self.relay.run),
                 ("safety of messages", self.relay.run_confirming),
                 ("rollup", self.rollup.run),
@@ -280,6 +282,9 @@ class Daemon:
         self.rollup = Rollup(context, owner)
         self.retention = Retention(context, owner)
         self.records = StepRecords(context, owner, self.executor)
+        self.chunks = self.executor.chunks = ChunkSender(
+            context.store, context.kernel, self.records.holder_of, settings.stream_bytes, settings.stream_age
+        )
         takeover = Takeover(context, self.relay, owner.suspects, owner.recent_commits)
         self.membership = Membership(
             context, owner, self.executor, self.reader, takeover, self.rollup, self.records, self._beat

@@ -48,10 +48,11 @@ from streamflow.loops import TURN, retry_forever
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header
 from streamflow.model.reports import decode_details, stored_details
+from streamflow.steps.context import Running
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Note, read_notes
 from streamflow.store.connection import Call
-from streamflow.store.kernel import FIRST_FIELD, LentStep, Reply
+from streamflow.store.kernel import FIRST_FIELD, Holder, LentStep, Reply
 from streamflow.wire import encode_outcome, encode_returned
 
 T = TypeVar("T")
@@ -139,6 +140,18 @@ class StepRecords:
         self._looked = time.monotonic()
         self._has_reports = anyio.Event()
         executor.on_replaced = self._replaced
+
+    def holder_of(self, running: Running) -> Holder | None:
+        """By what the server knows that an attempt runs here; None while it knows nothing of that."""
+        job = running.job
+        if not running.lent:
+            owned = self._owner.shards.get(running.shard)
+            return None if owned is None else Holder(self._kernel.keys.shard(running.shard).owner, "token", owned.token)
+        lent = self.lends.get((running.run_id, job.seq))
+        if lent is None or lent.attempt != job.attempt or running.shard in self._releasing:
+            return None
+        value = f"{self._member} {lent.created} {lent.attempt} wanted"
+        return Holder(self._kernel.keys.shard(running.shard).steps, lent.step, value)
 
     @property
     def running(self) -> int:

@@ -21,6 +21,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from streamflow import events
+from streamflow.client.streams import StreamFacts
 from streamflow.client.waits import RunOwner
 from streamflow.errors import Failure
 from streamflow.events import (
@@ -121,6 +122,8 @@ class RunDetail(msgspec.Struct, kw_only=True):
     """Ids of the newest forks of the run."""
     archived: bool = False
     """Whether it is in the archive, and not on the server."""
+    stream: StreamFacts | None = None
+    """What its steps have emitted, if there is some of it."""
 
 
 def render_run(detail: RunDetail, width: int) -> RenderableType:
@@ -172,6 +175,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         ("attributes", safe_text(attributes_line(header.attributes), limit=500) if header.attributes else None),
         ("trace", safe_text(detail.trace_id) if detail.trace_id else None),
         ("history", Text(" · ".join(size))),
+        ("stream", safe_text(_stream(detail.stream), limit=500) if detail.stream is not None else None),
     ]
     lines = [fit(title, width)]
     lines.extend(_fact(label, value, width) for label, value in rows if value is not None)
@@ -205,6 +209,12 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         how = f"when other code is deployed, or with streamflow retry {detail.run_id}"
         lines.append(_fact("goes on", safe_text(how, WARN, 500), width))
     return lines
+
+
+def _stream(facts: StreamFacts) -> str:
+    kept = "" if facts.kept >= facts.emitted else f", of which {facts.kept:,} are kept"
+    last = moment(round(facts.at.timestamp() * 1000))
+    return f"{plural(facts.emitted, 'chunk')}{kept}, the last one {last} by {facts.step}"
 
 
 def _paused(detail: RunDetail, pause: Wait, width: int) -> list[Text]:

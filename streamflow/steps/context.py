@@ -1,4 +1,4 @@
-"""What code inside a running step can call: `sf.step_info()`, `sf.heartbeat()`, `sf.cancelled()`.
+"""What code inside a running step can call: `sf.step_info()`, `sf.heartbeat()`, `sf.emit()`, `sf.cancelled()`.
 
 Owns: the record of a running attempt, and which one the calling task or thread belongs to.
 Must not: start or stop anything. Called by: user code inside steps; executor and processes create the records.
@@ -10,12 +10,13 @@ import asyncio
 import contextvars
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from msgspec import Raw
 
-from streamflow.errors import UsageError
+from streamflow.errors import PayloadTooLarge, UsageError
 from streamflow.events import NOTHING
 from streamflow.model import codec
 from streamflow.workflow.actions import StepJob
@@ -23,8 +24,13 @@ from streamflow.workflow.awaitable import active
 from streamflow.workflow.log_fields import attempt
 
 if TYPE_CHECKING:
+    from streamflow.machine.transition import Outcome
     from streamflow.tracing.run_trace import DroppedTrace
     from streamflow.tracing.spans import Attempt
+
+
+LARGEST_CHUNK = 64 * 1024
+"""Bytes of one chunk that a step emits, encoded."""
 
 
 class StepInfo(msgspec.Struct, frozen=True):
@@ -85,6 +91,13 @@ class Running(msgspec.Struct):
     """What was raised in its code, because that blocked the event loop."""
     span: Attempt | DroppedTrace | None = None
     """Of the attempt, if it is traced here and has not ended."""
+    on_emit: Callable[..., None] | None = None
+    """Takes what it emits, in whatever thread: the attempt, a chunk, encoded, and how many were dropped before it. None
+    where nobody would."""
+    ended: Outcome | None = None
+    """How it has ended, while that waits until what it has emitted is stored."""
+    emitted: Any = None
+    """What it has emitted and the server doesn't have (`emitting.Emitted`), once it has emitted something."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
 
@@ -93,14 +106,16 @@ current = cast("contextvars.ContextVar[Running]", attempt)
 """The attempt that the calling task or thread belongs to."""
 
 
-def _running(name: str) -> Running | None:
+collected = contextvars.ContextVar[list[Any] | None]("streamflow_collected", default=None)
+"""Where a test wants the chunks of steps that it calls as plain functions."""
+
+
+def _running(name: str, instead: str = "sf.info() tells about the run") -> Running | None:
     """The attempt that runs; None where a step's function is called as a plain one. Raises `UsageError` in a
     workflow."""
     running = current.get(None)
     if running is None and active.get() is not None:
-        raise UsageError(
-            f"sf.{name}() was called in the code of a workflow: it works only in steps; sf.info() tells about the run"
-        )
+        raise UsageError(f"sf.{name}() was called in the code of a workflow: it works only in steps; {instead}")
     return running
 
 
@@ -162,6 +177,45 @@ def heartbeat(details: Any = None) -> None:
     running.beat = now
     if details is not None:
         running.details = Raw(codec.encode(details, f"heartbeat details of step {running.job.step.name}"))
+
+
+def emit(value: Any) -> None:
+    """Give a chunk of a result that is being made to the readers of the run's stream: a token of a language model, a
+    line of a log, how far an export is.
+
+    `value` can be anything that a step can return, up to 64 KB. It reaches `run.stream()` and `streamflow tail
+    --stream` within milliseconds, is not in the history, and doesn't change what the run does: what counts is what
+    the step returns. A call only encodes, and never waits: if the server doesn't take a megabyte in time, the oldest
+    chunks are dropped, and readers see how many. Works in async steps, threads, steps with `process=True` and
+    workers; may be called from any task or thread of the step that has its context.
+
+    The server keeps the newest megabyte of a run (`stream_bytes`), for an hour after the last chunk (`stream_age`).
+
+    Where the step's function is called as a plain one, in a test or script, `value` is only checked
+    (`streamflow.testing.emitted` collects it). Raises `UsageError` in the code of a workflow; `PayloadInvalid` and
+    `PayloadTooLarge` for a value that can't be encoded or is too large.
+
+    >>> @app.step
+    ... async def write(prompt: str) -> str:
+    ...     text = ""
+    ...     async for token in model.stream(prompt):
+    ...         sf.emit(token)
+    ...         text += token
+    ...     return text
+    """
+    running = _running("emit", "sf.publish() shows a value of the run")
+    what = "emitted chunk" if running is None else f"emitted chunk of step {running.job.step.name}"
+    data = codec.encode(value, what)
+    if len(data) > LARGEST_CHUNK:
+        raise PayloadTooLarge(
+            f"the {what} has {len(data):,} bytes; the limit is {LARGEST_CHUNK:,}. Emit it in smaller parts."
+        )
+    if running is None:
+        chunks = collected.get()
+        if chunks is not None:
+            chunks.append(value)
+    elif running.on_emit is not None and not running.over:
+        running.on_emit(running, data)
 
 
 def cancelled() -> bool:

@@ -36,6 +36,7 @@ from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import ends_process
 
 if TYPE_CHECKING:
+    from streamflow.steps.emitting import ChunkSender
     from streamflow.tracing.spans import Tracing
 
 _log = logging.getLogger("streamflow.steps")
@@ -241,6 +242,8 @@ class StepExecutor:
         """Makes the spans of attempts, if that is on in this process."""
         self.noting: Noting | None = None
         """Notes whose code tasks and threads execute, if somebody reads it."""
+        self.chunks: ChunkSender | None = None
+        """Takes what attempts emit, if somebody does."""
         self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
         """A lent attempt of this run and number is no longer that: it is submitted here again, or another one is."""
         self._on_outcome = on_outcome
@@ -295,7 +298,7 @@ class StepExecutor:
         if not self._threads.used:
             return 0
         attempts = (running for running in self._attempts.values() if self._slots_of(running) is self._threads)
-        return self._threads.used - sum(running.started != 0.0 for running in attempts)
+        return max(0, self._threads.used - sum(running.started != 0.0 for running in attempts))
 
     def by_shard(self) -> Counter[int]:
         """Number of attempts that run or wait, by shard; not those that are lent."""
@@ -332,6 +335,8 @@ class StepExecutor:
             else:
                 self._finish(known)
         running = Running(shard, run_id, job, job.details)
+        if self.chunks is not None:
+            running.on_emit = self.chunks.emit
         self._attempts[key] = running
         slots = self._slots_of(running)
         if not self._paused and slots.has_room_for(run_id):
@@ -637,6 +642,18 @@ class StepExecutor:
         self._report(running, self._outcome_of(running, Failure("TimeoutError", text), False))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
+        """Its attempt has ended. If it has emitted something, that is stored first: until then it still runs."""
+        if running.emitted is None or self.chunks is None or self._closed:
+            self._settle(running, outcome)
+        elif running.ended is None:
+            running.ended = outcome
+            self.chunks.end(running, lambda: self._stored(running))
+
+    def _stored(self, running: Running) -> None:
+        if not running.over and running.ended is not None:
+            self._settle(running, running.ended)
+
+    def _settle(self, running: Running, outcome: Outcome) -> None:
         if running.span is not None:
             running.span.end(outcome)
             running.span = None
@@ -648,6 +665,8 @@ class StepExecutor:
     def _finish(self, running: Running) -> Slots:
         """Remove an attempt, and cancel its task if it still runs. Returns the slots of its kind."""
         running.over = True
+        if running.emitted is not None and running.ended is None and self.chunks is not None:
+            self.chunks.end(running, None)
         if running.span is not None:
             running.span.end(None)
             running.span = None

@@ -6,7 +6,8 @@ Called by: `processes.py` starts it as a script, with the number of a socket and
 
 A frame on the socket is its length in eight bytes, then that many bytes. The parent sends one JSON frame with its
 `sys.path`, the file of its main module, how its log is set up and the directories of `--path`, and then calls, one
-after the other; each is confirmed by an empty frame before it begins, and answered by a frame.
+after the other; each is confirmed by an empty frame before it begins, and answered by a frame, before which there may
+be some with what it has emitted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from types import FrameType
 
 FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -44,7 +46,7 @@ def main() -> None:
         while True:
             call = _receive(connection)
             _send(connection, b"")
-            _send(connection, processes.answer_call(call))
+            _send(connection, processes.answer_call(call, partial(_send, connection)))
     except (EOFError, OSError):  # the parent has closed the socket
         os._exit(0)
 

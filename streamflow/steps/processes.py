@@ -25,7 +25,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +50,12 @@ MAX_IDLE = 300.0
 """Seconds after which a process without a call is ended, when the next call comes."""
 LOOK_EVERY = 0.5
 """Seconds between two looks whether a process has died whose copies still have its socket."""
+EMITTED = b"\xc1"
+"""Begins a frame with what a step has emitted: no MessagePack begins so."""
+EMIT_EVERY = 0.005
+"""Seconds between two such frames..."""
+MOST_EMITTED = 4 * 1024 * 1024
+"""...and bytes that wait for the next one; what is above that is dropped."""
 LONGEST_END = 1.0
 """Seconds that `close` waits for killed processes."""
 
@@ -83,6 +91,7 @@ class _Call(msgspec.Struct, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _call_decoder = msgspec.msgpack.Decoder(_Call)
 _result_decoder = msgspec.msgpack.Decoder(CallResult)
+_emitted_decoder = msgspec.msgpack.Decoder(tuple[int, list[Raw]])
 _failure_decoder = msgspec.msgpack.Decoder(Failure)
 
 
@@ -210,6 +219,15 @@ def _log_output() -> int:
     return 2
 
 
+def _pass_on(running: Running, frame: bytes) -> None:
+    emit = running.on_emit
+    if emit is not None and not running.over:
+        missed, chunks = _emitted_decoder.decode(memoryview(frame)[1:])
+        for data in chunks:
+            emit(running, bytes(data), missed)
+            missed = 0
+
+
 class ProcessPool:
     """The processes of one executor. It starts them as they are needed; the executor limits how many are."""
 
@@ -252,7 +270,11 @@ class ProcessPool:
                     return CallResult(b"", failure)
                 await process.ask(call)
                 has_begun = True
-                result = _result_decoder.decode(await process.receive())
+                frame = await process.receive()
+                while frame[:1] == EMITTED:
+                    _pass_on(running, frame)
+                    frame = await process.receive()
+                result = _result_decoder.decode(frame)
                 done = True
                 return result
             except _Died:
@@ -326,11 +348,73 @@ def load_main(file: str, directories: list[str]) -> bytes:
     return b""
 
 
-def answer_call(call: bytes) -> bytes:
-    return _encode(_run(_call_decoder.decode(call)))
+def answer_call(call: bytes, send: Callable[[bytes], None]) -> bytes:
+    """`send` sends a frame with what the step has emitted, before that with the answer."""
+    emitting = _Emitting(send)
+    try:
+        return _encode(_run(_call_decoder.decode(call), emitting))
+    finally:
+        emitting.close()
 
 
-def _run(call: _Call) -> CallResult:
+class _Emitting:
+    """What a call has emitted: a thread sends it, so that the step never waits for its daemon or worker."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._waiting: list[Raw] = []
+        self._size = 0
+        self._missed = 0
+        self._has_some = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def emit(self, _: Running, data: bytes, missed: int = 0) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            if self._size > MOST_EMITTED:
+                self._missed += 1
+                return
+            self._waiting.append(Raw(data))
+            self._size += len(data)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="streamflow-emit", daemon=True)
+                self._thread.start()
+        self._has_some.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._has_some.wait()
+            self._has_some.clear()
+            try:
+                self._flush()
+            except OSError:  # the parent has closed the socket
+                return
+            time.sleep(EMIT_EVERY)
+
+    def _flush(self) -> None:
+        with self._sending:
+            with self._lock:
+                waiting, self._waiting, self._size = self._waiting, [], 0
+                missed, self._missed = self._missed, 0
+            if waiting:
+                self._send(EMITTED + _encode((missed, waiting)))
+
+    def close(self) -> None:
+        """All that was emitted is sent, and nothing more will be: what comes next is another call's."""
+        if self._thread is None:
+            self._closed = True
+            return
+        with self._lock:
+            self._closed = True
+        self._flush()
+        self._has_some.set()
+
+
+def _run(call: _Call, emitting: _Emitting) -> CallResult:
     try:
         step = _find(call.module, call.file, call.qualname, call.name)
         job = StepJob(
@@ -343,7 +427,7 @@ def _run(call: _Call) -> CallResult:
             created=call.created,
             workflow=call.workflow,
         )
-        current.set(Running(0, call.run_id, job, in_process=True))
+        current.set(Running(0, call.run_id, job, in_process=True, on_emit=emitting.emit))
         if call.trace:
             set_up_in_process()
         enter(call.trace)

@@ -208,6 +208,44 @@ class LentStep(msgspec.Struct, frozen=True):
     details: bytes = b""
 
 
+class Holder(NamedTuple):
+    """Who runs an attempt, as the server knows it: a field of a hash, and its value as long as that is so."""
+
+    key: str
+    field: str
+    value: str
+
+
+class ChunkBatch(msgspec.Struct, frozen=True):
+    """What one execution of an attempt has emitted: `number` from 1, `body` the MessagePack of its chunks, `missed`
+    chunks were dropped before it. `over`: the attempt has ended, nothing more comes of it."""
+
+    run_id: str
+    created: int
+    seq: int
+    attempt: int
+    execution: str
+    step: str
+    number: int
+    count: int
+    body: bytes
+    missed: int = 0
+    over: bool = False
+
+
+class ChunkPage(msgspec.Struct, frozen=True):
+    """Entries of a run's chunks, by number, as `read_chunks` returns them. `header`: of the run, empty if there is
+    none. `made`: when its chunks were begun, empty if there are none. `first` and `next` are numbers of entries,
+    `total` is of chunks."""
+
+    header: bytes
+    made: str
+    first: int
+    next: int
+    total: int
+    entries: list[tuple[int, bytes]]
+
+
 class LogLimits(NamedTuple):
     """What a shard's log keeps: at most about so many bytes, and nothing older than so many ms; at least half of it.
     What groups have not acknowledged: about `held` bytes more, and up to the age `held_age`."""
@@ -454,7 +492,7 @@ class Kernel:
         keys, before = self.keys.shard(shard), decode_header(start.replaces)
         names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
         names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
-        names.append(keys.published(start.run_id))
+        names += (keys.published(start.run_id), keys.chunks(start.run_id))
         names += self._listing_keys(keys, start.run_id, before.status, before.workflow, before.tenant)[1:]
         names += [keys.attribute(name, value_text(value)) for name, value in before.attributes.items()]
         args = [f"={created}" if created else _time(now), start.replaces, start.workflow, start.tenant, start.extras]
@@ -806,7 +844,7 @@ class Kernel:
         return Call("store_details", [keys.owner, keys.details], args, _code)
 
     def forget_runs(self, shard: int, runs: Sequence[tuple[str, Header]]) -> Call[int]:
-        """Delete ended runs with what they published, and remove them from the listings.
+        """Delete ended runs with what they published and emitted, and remove them from the listings.
 
         Open runs and runs whose header has changed stay. The shard's clock is behind the end of each deleted run
         afterwards, and the log has nothing of it, or is trimmed by the next checkpoint. Returns the number of deleted
@@ -819,7 +857,7 @@ class Kernel:
         attribute_ids: list[str] = []
         for run_id, header in runs:
             names += self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant)
-            names.append(keys.published(run_id))
+            names += (keys.published(run_id), keys.chunks(run_id))
             args += (run_id, header.encode())
             if header.attributes:
                 attribute_indexes += [
@@ -855,6 +893,27 @@ class Kernel:
         counts = (len(transitions), len(published))
         args: list[Any] = [_time(now), line, state, *counts, *transitions, *values]
         return Call("restore_run", names, args)
+
+    def append_chunks(self, shard: int, batch: ChunkBatch, holder: Holder, limit: int, seconds: int) -> Call[str]:
+        """Append what a running attempt has emitted to its run's chunks, and ring for who reads them.
+
+        `limit`: bytes of the run's chunks, about: the oldest go first. They expire `seconds` after the last batch.
+        Returns a letter: a (appended, or there already), e (the run has ended), m (there is no such run), l (somebody
+        else runs the attempt than `holder` says).
+        """
+        keys = self.keys.shard(shard)
+        args = [batch.created, holder.field, holder.value, batch.seq, batch.attempt, batch.execution, batch.number]
+        args += [int(batch.over), batch.missed, batch.count, limit, seconds, batch.step, batch.body]
+        names = [keys.run(batch.run_id), keys.chunks(batch.run_id), holder.key]
+        return Call("append_chunks", names, args, bytes.decode)
+
+    def read_chunks(self, shard: int, run_id: str, made: str, entry: int, limit: int) -> Call[ChunkPage]:
+        """Read what a run's steps have emitted from an entry on, if they were begun at `made`; else from the first one.
+
+        About `limit` bytes: one entry at least, if there is one.
+        """
+        keys = self.keys.shard(shard)
+        return Call("read_chunks", [keys.run(run_id), keys.chunks(run_id)], [made, entry, limit], _chunk_page)
 
     def checkpoint_views(
         self,
@@ -1123,6 +1182,12 @@ def _inbox_page(reply: list[Any]) -> InboxPage:
         return InboxPage(Reply(reply[0].decode()))
     more, entries = _stream_entries(reply[1:])
     return InboxPage(Reply.OK, more, entries)
+
+
+def _chunk_page(reply: list[bytes]) -> ChunkPage:
+    header, made, first, following, total, *rest = reply
+    entries = [(int(number), text) for number, text in _pairs(rest)]
+    return ChunkPage(header, made.decode(), int(first), int(following), int(total), entries)
 
 
 def _heartbeats(reply: list[bytes]) -> Heartbeats:

@@ -100,6 +100,11 @@ class ShardKeys:
         """Hash: key -> the newest value that the run published."""
         return f"{self.prefix}published:{run_id}"
 
+    def chunks(self, run_id: str) -> str:
+        """Hash that expires: what the run's steps have emitted. Also a sharded pub/sub channel: who appends rings
+        there."""
+        return f"{self.prefix}chunks:{run_id}"
+
     def answer(self, ask_id: str) -> str:
         """String that expires after 15 minutes: the answer to an ask, for a client that missed the notification."""
         return f"{self.prefix}answer:{ask_id}"

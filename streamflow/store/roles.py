@@ -102,7 +102,9 @@ def _written_by_worker(keys: NamespaceKeys) -> list[str]:
         keys.workers,
         keys.ended,
         keys.suspects("*"),
-        *_of_all_shards(keys, lambda shard: [shard.inbox, shard.kept, shard.run("*"), f"{shard.prefix}queue:*"]),
+        *_of_all_shards(
+            keys, lambda shard: [shard.inbox, shard.kept, shard.run("*"), shard.chunks("*"), f"{shard.prefix}queue:*"]
+        ),
     ]
 
 
@@ -121,23 +123,23 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
             lambda shard: [
                 shard.positions,
                 *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
-                *(shard.poison, shard.run("*"), shard.published("*"), f"{shard.prefix}index:*"),
+                *(shard.poison, shard.run("*"), shard.published("*"), shard.chunks("*"), f"{shard.prefix}index:*"),
             ],
         ),
     ]
 
 
 def _rung_by_worker(shard: ShardKeys) -> list[str]:
-    """Who adds messages or attempts rings; workers hear the rings of queues."""
-    return [shard.inbox, f"{shard.prefix}queue:*"]
+    """Who adds messages, attempts or chunks rings; workers hear the rings of queues."""
+    return [shard.inbox, shard.chunks("*"), f"{shard.prefix}queue:*"]
 
 
 def _done(shard: ShardKeys) -> list[str]:
-    return [shard.done]
+    return [shard.done, shard.chunks("*")]
 
 
 def _rung_and_done(shard: ShardKeys) -> list[str]:
-    return [shard.inbox, shard.done]
+    return [shard.inbox, *_done(shard)]
 
 
 def _rung_by_daemon(shard: ShardKeys) -> list[str]:
@@ -165,7 +167,9 @@ _RARE_LOOKS = {
     "ZREVRANGEBYSCORE": "the next page of a listing, or one since or until a time",
     "XRANGE": "`status --shards`, while the views of a shard lag behind its log",
 }
-_SEEN_BY_CLIENTS = ("peek_runs", "peek_queues", "peek_positions", "read_quarantine", "read_transitions")
+_SEEN_BY_CLIENTS = (
+    *("peek_runs", "peek_queues", "peek_positions", "read_chunks", "read_quarantine", "read_transitions"),
+)
 
 ACCESS: dict[Role, Access] = {
     Role.DAEMON: Access(
@@ -183,7 +187,7 @@ ACCESS: dict[Role, Access] = {
                 "next_starts",
             ),
             *("commit", "checkpoint_views", "forget_runs", "report_step", "extend_steps"),
-            *("store_details", "start_runs", "replace_run"),
+            *("store_details", "append_chunks", "start_runs", "replace_run"),
             *_SEEN_BY_CLIENTS,
         ),
         commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", "ZCOUNT", "MEMORY USAGE", *_LOOKS),
@@ -210,7 +214,7 @@ ACCESS: dict[Role, Access] = {
         about="`worker`",
         verbs=(
             *("store_records", "mark_suspects", "create_group", "extend_claims", "expired_claims", "restart_claims"),
-            *("report_outcome", "settle_attempts", "requeue_attempts", "peek_queues", "heartbeat"),
+            *("report_outcome", "settle_attempts", "requeue_attempts", "peek_queues", "append_chunks", "heartbeat"),
         ),
         commands=(
             *(*_ALWAYS, "HGET", "HMGET", "HGETALL", "XINFO CONSUMERS", "GET", "PING"),

@@ -11,8 +11,8 @@ A `Sandbox` runs workflows without a server, with a virtual clock that skips wai
 ...         run = await sandbox.start(digest, ["https://example.org"])
 ...         assert await run.result() == 3
 
-`run` is a sandbox in one line, `survives_crashes` crashes at every transition, and `replay` checks recorded histories
-against changed code.
+`run` is a sandbox in one line, `emitted` collects what steps emit that are called as functions, `survives_crashes`
+crashes at every transition, and `replay` checks recorded histories against changed code.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamflow.client.histories import History, load_history, replay, save_history
     from streamflow.testing.crashes import Survived, survives_crashes
+    from streamflow.testing.emitting import emitted
     from streamflow.testing.sandbox import Sandbox, SandboxRun, run
     from streamflow.testing.stubs import StubCall
     from streamflow.testing.world import Stalled
@@ -34,6 +35,7 @@ _LAZY = {
     "SandboxRun": "streamflow.testing.sandbox",
     "Stalled": "streamflow.testing.world",
     "Survived": "streamflow.testing.crashes",
+    "emitted": "streamflow.testing.emitting",
     "load_history": "streamflow.client.histories",
     "replay": "streamflow.client.histories",
     "run": "streamflow.testing.sandbox",
@@ -56,6 +58,7 @@ __all__ = [
     "Stalled",
     "StubCall",
     "Survived",
+    "emitted",
     "load_history",
     "replay",
     "run",

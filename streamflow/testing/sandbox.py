@@ -58,6 +58,7 @@ from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
+from streamflow.client.streams import EmittedChunk, StreamPosition
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner, pause_of_workflow
 from streamflow.errors import RunEnded, RunNotFound, UsageError
@@ -441,6 +442,38 @@ class Sandbox:
     async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
         values = self._record(run_id, created).published
         return {key: Raw(values[key]) for key in keys or sorted(values) if key in values}
+
+    async def _watch(self, run_id: str, created: int, key: str) -> AsyncGenerator[Raw]:
+        last: bytes | None = None
+        while True:
+            record = self._record(run_id, created)
+            found = record.published.get(key)
+            if found is not None and found != last:
+                last = found
+                yield Raw(found)
+            if record.ending and record.published.get(key) == last:
+                return
+            await self._drive(
+                lambda record=record, last=last: record.published.get(key) != last or bool(record.ending),
+                run_id,
+                NO_DEADLINE,
+            )
+
+    async def _chunks(
+        self, run_id: str, created: int, position: StreamPosition, follow: bool
+    ) -> AsyncGenerator[EmittedChunk]:
+        record = self._record(run_id, created)
+        chunks = self.world.chunks
+        for number in itertools.count(position.number):
+            if number >= len(chunks.of(run_id)):
+                if not follow or record.ending:
+                    return
+                await self._drive(
+                    lambda number=number: len(chunks.of(run_id)) > number or bool(record.ending), run_id, NO_DEADLINE
+                )
+                if number >= len(chunks.of(run_id)):
+                    return
+            yield chunks.of(run_id)[number]
 
     async def _post(self, kind: str, run_id: str, created: int, body: bytes, origin: Origin | None = None) -> None:
         if origin is not None:

@@ -86,6 +86,7 @@ from streamflow.model.waits import Wait, waits_of
 from streamflow.steps.context import Running
 from streamflow.store.pauses import Pause
 from streamflow.testing.attempts import perform, timed_out
+from streamflow.testing.emitting import EmittedChunks
 from streamflow.testing.events_out import EventLog
 from streamflow.testing.stand_ins import stand_in
 from streamflow.testing.stubs import Stubs
@@ -254,6 +255,8 @@ class World:
         self.changes = 0
         """Grows with everything that happens: messages, transitions, moves of the clock."""
         self._news = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.chunks = EmittedChunks(lambda: self.now, self._emitted)
 
     # --- messages from outside --------------------------------------------------------------------------------------
 
@@ -330,6 +333,12 @@ class World:
             async with asyncio.timeout(None if seconds == math.inf else seconds):
                 await self._news.wait()
 
+    def _emitted(self) -> None:
+        """In the thread of a step."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the test, and its event loop, have ended
+                self._loop.call_soon_threadsafe(self._changed)
+
     def _changed(self) -> None:
         self.changes += 1
         self._news.set()
@@ -392,8 +401,9 @@ class World:
 
     async def _begin(self, attempt: Attempt) -> None:
         """Call its function, and wait for it if it ends at once."""
+        self._loop = asyncio.get_running_loop()
         job = attempt.job
-        attempt.record = Running(0, attempt.run_id, job, job.details)
+        attempt.record = Running(0, attempt.run_id, job, job.details, on_emit=self.chunks.emit)
         attempt.began, attempt.began_at = time.monotonic(), self.now
         was_slow = attempt.name in self._slow_before
         at_once = 0.0 if was_slow else min(AT_ONCE, self._patience)

@@ -33,11 +33,12 @@ from streamflow.events import NOTHING
 from streamflow.loops import TURN, retry_forever
 from streamflow.machine.open_work import WORKER_LOST
 from streamflow.machine.transition import Outcome
+from streamflow.steps.context import Running
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects, read_notes
 from streamflow.store.connection import Call, Store
 from streamflow.store.from_thread import ThreadStore
-from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Kernel, Settlement
+from streamflow.store.kernel import ClaimRef, ExpiredClaim, ExpiredClaims, Holder, Kernel, Settlement
 from streamflow.store.queues import partitions_claimed_by
 from streamflow.store.workers import decode_worker
 from streamflow.worker.heartbeats import WorkerHeartbeats
@@ -184,6 +185,15 @@ class Claims:
     def add(self, claim: Claim) -> None:
         self._claims[claim.partition, claim.entry] = claim
         self._by_step[claim.run_id, claim.seq] = claim
+
+    def holder_of(self, running: Running) -> Holder | None:
+        """By what the server knows that an attempt runs here; None if it isn't this worker's any more."""
+        claim = self._by_step.get((running.run_id, running.job.seq))
+        if claim is None or claim.ended or claim.attempt != running.job.attempt:
+            return None
+        queue, shard = claim.partition
+        value = f"{claim.entry} {claim.created} {claim.attempt} wanted"
+        return Holder(self._kernel.keys.queue(queue, shard).steps, claim.step, value)
 
     def outcome(self, _: int, run_id: str, outcome: Outcome) -> None:
         """An attempt has ended (the executor's `on_outcome`)."""

@@ -27,6 +27,7 @@ from streamflow.loops import HEARTBEATS, Supervisor
 from streamflow.model.names import check_name
 from streamflow.process import RESTART, stop_on_signal
 from streamflow.settings import Settings
+from streamflow.steps.emitting import ChunkSender
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.silence import MOST_BEATS, beats_of, count_silent
 from streamflow.steps.suspects import Suspects
@@ -159,6 +160,9 @@ class Worker:
         )
         claims.executor = executor
         executor.tracing = find_tracing()
+        executor.chunks = chunks = ChunkSender(
+            store, kernel, claims.holder_of, settings.stream_bytes, settings.stream_age
+        )
         claims.suspects = suspects = Suspects(executor, store, kernel, self.name)
         self.reader = reader = QueueReader(
             self.app,
@@ -250,6 +254,7 @@ class Worker:
                 ("queue round", reader.run_looking),
                 ("reader", reader.run),
                 ("reports", claims.run_reports),
+                ("chunks of steps", chunks.run),
                 (HEARTBEATS, claims.run_extending),
                 ("expired claims", claims.run_expiring),
                 ("claims of dead workers", claims.run_losing),

@@ -103,3 +103,15 @@ async def refused_by_options() -> list[int]:
     calls = refuse.options(retry=again)("a"), refuse.options(retry=again).options(retry=once)("b")
     failures = await sf.gather(*calls, return_exceptions=True)
     return [failure.attempt for failure in failures if isinstance(failure, sf.StepFailed)]
+
+
+@app.step(process=True)
+def count(to: int) -> int:
+    for number in range(to):
+        sf.emit({"done": number, "of": to})
+    return to
+
+
+@app.workflow
+async def counting(to: int) -> int:
+    return await count(to)

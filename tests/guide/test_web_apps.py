@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import socket
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 import streamflow as sf
 import streamflow.testing as sft
 from tests.guide.conftest import Serve
+from tests.support.waiting import DEADLINE
 
 pytestmark = pytest.mark.anyio
 
@@ -93,3 +97,67 @@ async def test_events_after_so_many_are_the_others_also_while_they_happen(page: 
         assert [event async for _, event in run.events(after=100)] == []
         with pytest.raises(sf.UsageError, match="after"):
             [event async for _, event in run.events(after=-1)]
+
+
+@asynccontextmanager
+async def served(app: Any) -> AsyncGenerator[str]:
+    """The application at a port of this machine, as `uvicorn` serves it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def events_in(response: httpx.Response) -> AsyncGenerator[tuple[str, str]]:
+    """Id and data of the server-sent events, as they arrive; the id of `end` is empty."""
+    number = ""
+    async for line in response.aiter_lines():
+        if line.startswith("id: "):
+            number = line.removeprefix("id: ")
+        elif line.startswith("event: end"):
+            yield "", ""
+        elif line.startswith("data: {"):
+            yield number, json.loads(line.removeprefix("data: "))["text"]
+
+
+async def test_a_page_shows_tokens_as_they_are_made_and_goes_on_where_it_was(
+    page: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = asyncio.Event()
+
+    async def thank(customer: str) -> str:
+        sf.emit("Dear ")
+        sf.emit(customer)
+        await more.wait()  # what is emitted so far is at the browser before the step has ended
+        sf.emit("!")
+        return ""
+
+    monkeypatch.setattr(page.thank, "function", thank)
+    async with (
+        serve(page.flows) as client,
+        served(page.web(client)) as url,
+        httpx.AsyncClient(base_url=url, timeout=DEADLINE) as browser,
+    ):
+        await browser.post("/orders", json=ORDER)
+        assert "EventSource" in (await browser.get("/orders/checkout-7/letter")).text
+        seen: list[tuple[str, str]] = []
+        async with browser.stream("GET", "/orders/checkout-7/tokens") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            async with aclosing(events_in(response)) as events:
+                while len(seen) < 2:
+                    seen.append(await anext(events))
+        assert [text for _, text in seen] == ["Dear ", "ada"]
+        more.set()
+        await browser.post("/orders/checkout-7/shipped")
+        for offset, rest in ((seen[0][0], ["ada", "!", ""]), (seen[1][0], ["!", ""])):
+            again = {"last-event-id": offset}
+            async with browser.stream("GET", "/orders/checkout-7/tokens", headers=again) as response:
+                assert [text async for _, text in events_in(response)] == rest
+        strange = await browser.get("/orders/checkout-7/tokens", headers={"last-event-id": "x"})
+        assert strange.status_code == 400
+        assert (await browser.get("/orders/none/tokens")).status_code == 404

@@ -28,6 +28,9 @@ NOW = 1_700_000_000_000
 FUTURE = 4_000_000_000_000
 """A clock long after the server's: the server's time must not turn it back."""
 
+EXPIRING = {":answer:": 900, ":suspects:": 86_400, ":chunks:": 3600}
+"""Keys that expire, by a part of their names, and seconds at most."""
+
 NOTE = encode_transition(NOW, [SignalReceived("note", NOTHING)])
 """A transition, for tests that don't look inside."""
 
@@ -199,7 +202,7 @@ class Shard:
             kind = next((kind for pattern, kind in known if pattern.fullmatch(key)), None)
             assert kind, f"{key} is not a known key"
             assert key in self.planted or found.decode() == kind, f"{key} is a {found}"
-            limit = 900 if ":answer:" in key else 86_400 if ":suspects:" in key else 0
+            limit = next((limit for part, limit in EXPIRING.items() if part in key), 0)
             assert (0 < ttl <= limit) if limit else ttl == -1, f"{key} has the TTL {ttl}"
 
 
@@ -217,6 +220,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}index:tenant:{name}": "zset",
         rf"{shard}index:attribute:{name}:[A-Za-z0-9_.~%-]*": "zset",
         rf"{shard}published:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
+        rf"{shard}chunks:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
         rf"{shard}queue:{name}:stream": "stream",
         rf"{shard}queue:{name}:(steps|details)": "hash",

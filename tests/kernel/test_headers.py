@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import ANY
 
 import msgspec
@@ -26,8 +26,10 @@ from streamflow.store.kernel import (
     WORKERS,
     Attempt,
     Batch,
+    ChunkBatch,
     ClaimRef,
     Delivery,
+    Holder,
     Kernel,
     LentStep,
     LogLimits,
@@ -62,11 +64,15 @@ REPEATED_KEYS = {
     "tenant_index": SHARD.tenant("<tenant>"),
     "running_index": SHARD.index("running", "<workflow>"),
     "published": SHARD.published("<id>"),
+    "chunks": SHARD.chunks("<id>"),
     "attribute_index": SHARD.attribute("name", "value"),
     "put": SHARD.published("<id>"),
     "record": KEYS.queues,
 }
 """The key that a repeated name stands for when the item has the values below; fixed keys are attributes."""
+
+
+BATCH: Any = {name: f"<{name}>" for name in ("created", "seq", "attempt", "execution", "step", "count", "missed")}
 
 
 NOW = 1000
@@ -266,6 +272,18 @@ VERBS: dict[str, Verb] = {
         lambda n: KERNEL.store_details(0, "<token>", [("<step>", b"<details>")] * n["step"]), {"step": ("step",)}
     ),
     "pause": Verb(lambda _: KERNEL.pause("<what>", b"<note>")),
+    "append_chunks": Verb(
+        lambda _: KERNEL.append_chunks(
+            0,
+            ChunkBatch(**BATCH, run_id="<id>", number=cast("int", "<batch>"), body=b"<body>", over=True),
+            Holder(SHARD.owner, "<field>", "<expected>"),
+            "<limit>",
+            "<seconds>",
+        ),
+        {},
+        lambda _: {"over": 1},
+    ),
+    "read_chunks": Verb(lambda _: KERNEL.read_chunks(0, "<id>", "<made>", "<entry>", "<limit>")),
     "mark_suspects": Verb(lambda _: KERNEL.mark_suspects("<member>", "<seconds>", b"<body>")),
     "due_runs": Verb(lambda _: KERNEL.due_runs(0, "<token>", "<limit>", "<now>")),
     "peek_inbox": Verb(lambda _: KERNEL.peek_inbox(0)),
@@ -395,11 +413,14 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             door = [SHARD.owner, SHARD.inbox, SHARD.kept, SHARD.waiting, SHARD.turns]
             new = [SHARD.run("<id>"), SHARD.index("running", "<workflow>"), SHARD.tenant("<tenant>")]
             old = [SHARD.index("failed", "before"), SHARD.tenant("acme"), SHARD.attribute("name", "value")]
-            assert call.keys == [*door, *new, SHARD.published("<id>"), *old]
+            assert call.keys == [*door, *new, SHARD.published("<id>"), SHARD.chunks("<id>"), *old]
         elif name == "restore_run":
             listings = [SHARD.index("failed", "before"), SHARD.tenant("acme")]
             attribute = SHARD.attribute("name", "value")
             assert call.keys == [SHARD.owner, SHARD.run("<id>"), *listings, SHARD.published("<id>"), attribute]
+        elif name in ("append_chunks", "read_chunks"):
+            holder = [SHARD.owner] if name == "append_chunks" else []
+            assert call.keys == [SHARD.run("<id>"), SHARD.chunks("<id>"), *holder]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name == "settle_attempts":
@@ -471,12 +492,14 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "replace_run",
         "restore_run",
         "post_messages",
+        "append_chunks",
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
         "peek_inbox",
         "peek_positions",
         "peek_queues",
         "peek_runs",
+        "read_chunks",
         "read_hash",
         "read_quarantine",
         "read_runs",

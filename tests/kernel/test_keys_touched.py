@@ -25,8 +25,10 @@ from streamflow.store.kernel import (
     WORKERS,
     Attempt,
     Batch,
+    ChunkBatch,
     ClaimRef,
     Delivery,
+    Holder,
     LentStep,
     LogLimits,
     Message,
@@ -170,6 +172,12 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     yield "replace_run", kernel.replace_run(0, again, NOW)
     yield "restore_run", kernel.restore_run(0, "r8", [gone, b"", b"transition"], [("key", b"value")], NOW)
     yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
+    created = (await shard.header("r2")).split(b" ")[3]
+    for number in (1, 2):
+        batch = ChunkBatch("r2", int(created), number, 2, "x", "step", 1, 1, b"\x90", over=True)
+        holder = Holder(keys.owner, "token", shard.token)
+        yield "append_chunks", kernel.append_chunks(0, batch, holder, 10, 60)
+    yield "read_chunks", kernel.read_chunks(0, "r2", "", 1, 1000)
     yield "read_hash", kernel.read_hash(keys.details, [*FIRST_FIELD, b"r2/1"], 1_000_000)
     lent = LentStep("r2/1", "one", NOW, 1, b"more")
     yield "release_shard", kernel.release_shard(0, shard.token, [lent])

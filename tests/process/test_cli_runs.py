@@ -53,6 +53,13 @@ async def add(a: int, b: int) -> int:
     return a + b
 
 
+@app.step
+async def write() -> str:
+    for value in ("old ", "pond\\x1b[31m\\n", {"done": 1}, "frog"):
+        sf.emit(value)
+    return "written"
+
+
 @app.step(retry=sf.NO_RETRY)
 async def explode() -> None:
     raise ValueError("no [/] \\x1b[31m good")
@@ -62,6 +69,11 @@ async def explode() -> None:
 def slow(seconds: float) -> str:
     time.sleep(seconds)
     return "slept"
+
+
+@app.workflow
+async def poem() -> str:
+    return await write()
 
 
 @app.workflow
@@ -512,6 +524,23 @@ def test_tail_of_one_run_prints_payloads_safely(cli: Cli, run_id: str) -> None:
     finally:
         following.send_signal(signal.SIGINT)
         following.communicate(timeout=SECONDS)
+
+
+def test_tail_prints_what_a_run_emits_and_ends_with_it(cli: Cli, run_id: str) -> None:
+    assert cli("enqueue", "poem", "--id", run_id, "--wait").code == 0
+    printed = cli("tail", "--stream", run_id[:-1])
+    assert (printed.code, printed.err) == (0, f"{run_id[:-1]} is run {run_id}\n")
+    assert printed.out == 'old pond␛[31m\n{"done":1}\nfrog\n'
+    lines = [json.loads(line) for line in cli("tail", "--stream", run_id, "--json").out.splitlines()]
+    assert [line["value"] for line in lines] == ["old ", "pond\x1b[31m\n", {"done": 1}, "frog"]
+    rest = cli("tail", "--stream", run_id, "--after", lines[2]["offset"])
+    assert (rest.code, rest.out) == (0, "frog\n")
+    shown = cli("show", run_id, "--json").json["stream"]
+    assert (shown["emitted"], shown["kept"], shown["step"]) == (4, 4, "write")
+    assert "4 chunks, the last one" in cli("show", run_id).out
+    for words in (("--stream", run_id, "--since", "1m"), ("--after", "1-1-1"), ("--stream", run_id, "--after", "x")):
+        refused = cli("tail", *words)
+        assert refused.code == 2, refused.err
 
 
 # --- acting ---------------------------------------------------------------------------------------------------------

@@ -62,10 +62,12 @@ class Flows:
 
         @app.step
         async def double(n: int) -> int:
+            sf.emit(n)
             return 2 * n
 
         @app.step(queue="gpu")
         async def train(n: int) -> int:
+            sf.emit(n)
             return n + 1
 
         async def wait(where: str) -> int:

@@ -180,7 +180,8 @@ def test_the_keys_are_those_of_the_code() -> None:
         (value for name, value in vars(namespace).items() if name not in {"namespace", "prefix", "_shards", "_queues"}),
         (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
         (namespace.suspects("<member>"), namespace.consumers("<group>")),
-        (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.answer("<ask>")),
+        (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.chunks("<id>")),
+        (shard.answer("<ask>"),),
     )
     assert set(re.findall(r"^\| `(sf:[^`]+)` \|", text_of(KEYS), re.MULTILINE)) == set(strings)
 

@@ -20,6 +20,7 @@ from streamflow.cli.output import epoch_ms, make_console, plain_failure, plain_r
 if TYPE_CHECKING:
     from streamflow.client.client import Client
     from streamflow.client.listing import RunDescription
+    from streamflow.client.streams import StreamFacts
     from streamflow.events import Transition
     from streamflow.model.waits import Wait
     from streamflow.screen.waits import ChildWaits
@@ -49,7 +50,14 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
     import asyncio
 
     async def fetch() -> tuple[
-        RunDescription, list[Transition], dict[str, Any], list[str], dict[str, str], dict[str, ChildWaits], int
+        RunDescription,
+        list[Transition],
+        dict[str, Any],
+        list[str],
+        dict[str, str],
+        dict[str, ChildWaits],
+        int,
+        StreamFacts | None,
     ]:
         nonlocal run
         async with open_client(redis, namespace) as client:
@@ -61,9 +69,10 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
             children = await _child_statuses(client, history)
             below = await _waits_below(client, described.waits_for, CHILD_DEPTH, [MAX_FOLLOWED])
             ids = [fork.id for fork in forks]
-            return described, history, published, ids, children, below, await server_time_ms(client)
+            stream = await handle.stream_facts()
+            return described, history, published, ids, children, below, await server_time_ms(client), stream
 
-    described, history, published, forks, children, below, now_ms = run_async(fetch)
+    described, history, published, forks, children, below, now_ms, stream = run_async(fetch)
     if as_json:
         from streamflow.events import latest_fork
         from streamflow.model.plain import event_json
@@ -92,6 +101,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
                 "children": children,
                 "waits_below": plain_value(below),
                 "published": plain_value(published),
+                "stream": plain_value(stream),
                 "events": events,
             }
         )
@@ -128,6 +138,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         below=below,
         forks=forks,
         archived=described.archived,
+        stream=stream,
     )
     print_drawn(console, render_run(detail, console.width))
 

@@ -1,4 +1,4 @@
-"""`tail`: the events of all shards, live, merged by time.
+"""`tail`: the events of all shards, live, merged by time; or what the steps of one run emit.
 
 Owns: reading the logs with one blocking read, the merge, the filters. Must not: change anything, skip an entry, read
 what the log doesn't have (`client/joining.py`).
@@ -22,6 +22,7 @@ from streamflow.cli.finding import find_run
 from streamflow.cli.logs import json_line
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import make_console
+from streamflow.cli.streaming import print_stream
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,19 +61,35 @@ class LogLine(NamedTuple):
     "--since", metavar="DURATION", show_default="now",
     help="Start this far back, such as 90s, 15m, 2h, 7d, or all for everything that is kept.",
 )  # fmt: skip
+@click.option(
+    "--stream", type=RUN, metavar="RUN", help="Print what the steps of this run emit instead, until it has ended."
+)
+@click.option("--after", metavar="OFFSET", help="With --stream: only what comes behind the chunk with this offset.")
 @server_options
 @json_option
 def tail(
-    workflow: str | None, run: str | None, since: str | None, redis: str | None, namespace: str | None, as_json: bool
+    workflow: str | None,
+    run: str | None,
+    since: str | None,
+    stream: str | None,
+    after: str | None,
+    redis: str | None,
+    namespace: str | None,
+    as_json: bool,
 ) -> None:
     """Follow the events of all shards, live.
 
-    Runs until Ctrl-C. With --json, prints one event per line as a JSON object.
+    Runs until Ctrl-C. With --json, prints one event per line as a JSON object. With --stream, prints what a run's steps
+    emit: texts as they are, other values as JSON.
 
     \b
     Example:
       streamflow tail --workflow invoice --since 15m
     """
+    if stream is not None and (workflow or run or since):
+        raise UsageError("--stream goes with --after only: it prints no events")
+    if after is not None and stream is None:
+        raise UsageError("--after goes with --stream: events have no offsets, use --since")
     ago = None if since is None else parse_ago(since)
 
     async def follow() -> None:
@@ -80,6 +97,9 @@ def tail(
         emit = _json_printer() if as_json else _text_printer()
         async with open_client(redis, namespace) as client:
             client.store.patience = OUTAGE_SECONDS
+            if stream is not None:
+                await print_stream(client, await find_run(client, stream), after or "", as_json)
+                return
             if run is not None:
                 run = await find_run(client, run)
             shards = await _shards(client, run)

@@ -33,7 +33,8 @@ from streamflow.settings import WORKER_CONCURRENCY, load_settings
     "--force", is_flag=True, help="Also serve queues that no step of the app names; calls may, with options(queue=…)."
 )
 @settings_options(
-    "redis", "namespace", "processes", "grace", "worker_timeout", "interrupt_steps", "silent_after", "http"
+    *("redis", "namespace", "processes", "grace", "worker_timeout", "interrupt_steps", "silent_after"),
+    *("stream_bytes", "stream_age", "http"),
 )
 @log_options
 def worker(
