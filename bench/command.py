@@ -28,6 +28,7 @@ from .queue import bench_queue
 from .report import Report, show
 from .rig import Options, Rig, rig
 from .signals import bench_signals
+from .stream import bench_stream
 from .takeover import bench_takeover
 from .throughput import bench_chain, bench_fanout, bench_shards
 
@@ -45,6 +46,7 @@ WORKLOADS: dict[str, Workload] = {
     "queue": bench_queue,
     "burst": bench_burst,
     "payload": bench_payload,
+    "stream": bench_stream,
     "durability": bench_durability,
     "events": bench_events,
 }
@@ -74,7 +76,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Measure throughput and latency on this machine: chain, fanout, shards, idle, parked, takeover, enqueue, signals,
-    queue, burst, payload, durability, events.
+    queue, burst, payload, stream, durability, events.
 
     Without a WORKLOAD, all of them. The server is an embedded Valkey with an append-only file (everysec), in its own
     process, as is each daemon; the client is this process. durability starts a server, or a cluster, for each level. A

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import msgspec
 
 import streamflow as sf
@@ -71,6 +74,23 @@ async def tick(times: int, pause: float) -> int:
         await sf.sleep(pause)
         value = await noop(value)
     return value
+
+
+@app.step
+async def emit_times(burst: int, bursts: int, pause: float) -> int:
+    """Emits the time, so many times at once, at a steady pace."""
+    begin = time.perf_counter()
+    for number in range(bursts):
+        for _ in range(burst):
+            sf.emit(time.time())
+        await asyncio.sleep(max(0.0, begin + (number + 1) * pause - time.perf_counter()))
+    return burst * bursts
+
+
+@app.workflow
+async def chatter(burst: int, bursts: int, pause: float) -> int:
+    """One step that emits."""
+    return await emit_times(burst, bursts, pause)
 
 
 class Tally(msgspec.Struct):
