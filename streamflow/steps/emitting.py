@@ -61,8 +61,10 @@ SAY_AGAIN = 60.0
 class Emitted:
     """What one execution of an attempt has emitted, and the server doesn't have. `add` is called in any thread."""
 
-    __slots__ = ("_lock", "batch", "chunks", "closed", "execution", "missed", "number", "over", "queued", "running",
-                 "size", "then", "timer")  # fmt: skip
+    __slots__ = (
+        *("_lock", "batch", "chunks", "closed", "dealt", "execution", "missed", "number", "over", "queued", "running"),
+        *("size", "then", "timer"),
+    )
 
     def __init__(self, running: Running) -> None:
         self.running = running
@@ -76,6 +78,8 @@ class Emitted:
         """Sent, and not known to be stored."""
         self.queued = False
         """The sender will look at it."""
+        self.dealt = False
+        """It is in a lane: never twice, else two batches of it would be under way."""
         self.over = False
         self.closed = False
         self.then: Callable[[], None] | None = None
@@ -120,7 +124,7 @@ class Emitted:
             self.size -= size
             over = self.over and not self.chunks
             if not taken and not over:
-                self.queued = False
+                self.queued = self.dealt = False
                 return None
             missed, self.missed = self.missed, 0
         self.number += 1
@@ -228,7 +232,10 @@ class ChunkSender:
         """Never returns. Connects when the first chunk is there."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._lanes.clear()
-        self._ready.extend(emitted for emitted in list(self._known) if emitted.queued)  # after an error of the loop
+        for emitted in list(self._known):  # after an error of the loop
+            emitted.dealt = False
+            if emitted.queued:
+                self._ready.append(emitted)
         if self._ready:
             self._has_ready.set()
         try:
@@ -248,6 +255,9 @@ class ChunkSender:
             self._store = self._given.renewed()
         while self._ready:
             emitted = self._ready.popleft()
+            if emitted.dealt:
+                continue
+            emitted.dealt = True
             server = self._store.server_of(self._kernel.keys.shard(emitted.running.shard).owner)
             lane = self._lanes.get(server)
             if lane is None:
