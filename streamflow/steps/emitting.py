@@ -17,6 +17,7 @@ Each batch goes with proof of who runs the attempt: one whose daemon or worker w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -46,8 +47,9 @@ BUFFER_CHUNKS = 20_000
 BATCH_BYTES = 64 * 1024
 BATCH_CHUNKS = 2000
 """One call's chunks, about: less than a millisecond of the server."""
-PIPELINE_BYTES = 1024 * 1024
+PIPELINE_BYTES = 256 * 1024
 PIPELINE_CALLS = 200
+"""Attempts take turns: however much they emit, a server gets 25 MB a second from a daemon or worker at most."""
 PATIENCE = 2.0
 """Seconds for which a pipeline is tried, before it is put together again."""
 LONGEST_HOLD = 2.0
@@ -221,7 +223,8 @@ class ChunkSender:
         if threading.get_ident() == self._thread:
             self._has_ready.set()
         elif self._loop is not None:
-            self._loop.call_soon_threadsafe(self._wake)
+            with contextlib.suppress(RuntimeError):  # the daemon or worker has ended, the thread of the step has not
+                self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         self._has_ready.set()
