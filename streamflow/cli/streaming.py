@@ -5,12 +5,11 @@ Owns: the text and the JSON of it. Must not: connect, find the run. Called by: `
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from streamflow.cli.logs import json_line
 
@@ -21,20 +20,25 @@ if TYPE_CHECKING:
 
 async def print_stream(client: Client, run: str, after: str, as_json: bool) -> None:
     """Returns when the run has ended."""
+    is_due: list[object] = []
+
+    def flush() -> None:
+        is_due.clear()
+        sys.stdout.flush()
+
     printed = _json if as_json else StreamText(sys.stdout.write)
     async with aclosing(client.run(run).stream(after=after)) as chunks:
         async for chunk in chunks:
             printed(chunk)
-            sys.stdout.flush()
+            if not is_due:  # once for what has come together: ten thousand a second may
+                is_due.append(asyncio.get_running_loop().call_soon(flush))
     if isinstance(printed, StreamText):
         printed.end()
+    sys.stdout.flush()
 
 
 def _json(chunk: Chunk[Any]) -> None:
-    from streamflow.cli.output import plain_value
-
-    fields: dict[str, Any] = {name: getattr(chunk, name) for name in chunk.__struct_fields__}
-    click.echo(json_line(plain_value(fields)))
+    sys.stdout.write(json_line(chunk) + "\n")
 
 
 class StreamText:

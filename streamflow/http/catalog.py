@@ -80,6 +80,13 @@ STEPS_RUNNING = Metric("streamflow_steps_running", "gauge", "process", "Attempts
 STEPS_WAITING = Metric(
     "streamflow_steps_waiting", "gauge", "process", "Attempts that wait for a slot, thread or process here."
 )
+CHUNKS = Metric(
+    "streamflow_chunks_total", "counter", "process", "Chunks that steps have emitted here and the server has stored."
+)
+CHUNKS_MISSED = Metric(
+    "streamflow_chunks_missed_total", "counter", "process",
+    "Chunks that steps have emitted here and nobody can read: too many at once, or the server was short of memory.",
+)  # fmt: skip
 THREADS_HUNG = Metric(
     "streamflow_threads_hung", "gauge", "process", "Threads that have not returned from steps that ended long ago."
 )

@@ -19,4 +19,7 @@ def add_process_figures(figures: Figures, executor: StepExecutor, loops: Supervi
     figures.set(catalog.STEPS_STARTED, executor.started)
     figures.set(catalog.STEPS_RUNNING, executor.running)
     figures.set(catalog.STEPS_WAITING, executor.waiting)
+    if executor.chunks is not None:
+        figures.set(catalog.CHUNKS, executor.chunks.stored)
+        figures.set(catalog.CHUNKS_MISSED, executor.chunks.missed)
     figures.set(catalog.THREADS_HUNG, executor.hung)

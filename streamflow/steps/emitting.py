@@ -166,8 +166,10 @@ class ChunkSender:
     def __init__(
         self, store: Store, kernel: Kernel, holder_of: Callable[[Running], Holder | None], limit: int, seconds: float
     ) -> None:
-        self.emitted = 0
-        """Chunks that were stored since the start."""
+        self.stored = 0
+        """Chunks that were stored since the start..."""
+        self.missed = 0
+        """...and those of which the server knows only that there were so many."""
         self._given = store
         self._store: Store | None = None
         self._kernel = kernel
@@ -331,7 +333,8 @@ class ChunkSender:
             self._say(answer)
             emitted.refused(batch)
         elif answer == "a":
-            self.emitted += batch.count
+            self.stored += batch.count
+            self.missed += batch.missed
             emitted.batch = None
         if answer in ("l", "e", "m") or batch.over:
             self._drop(emitted)

@@ -43,6 +43,8 @@ WORDS = {
 
 
 WITHOUT_A_PANEL = {
+    "streamflow_chunks_total": "what steps emit is for readers of single runs, and in most namespaces there is nothing",
+    "streamflow_chunks_missed_total": "the same, and readers see it",
     "streamflow_metrics_read_success": "where it is 0, the panels of that daemon's namespace and server have a gap",
     "streamflow_namespace_queues": "the panels of queues have a line for each",
     "streamflow_namespace_shards": "it never changes; how many have no owner has a panel",

@@ -120,6 +120,7 @@ async def test_above_a_megabyte_the_oldest_go_and_the_next_batch_says_how_many(s
     sending.emit(*("x" * 60_000 for _ in range(40)))
     await sending.ends()
     missed = sending.server.sent[0][2]
+    assert missed == sending.sender.missed == 40 - sending.sender.stored
     assert missed == 40 - sum(len(values) for _, _, _, values in sending.server.sent)
     assert 20 < missed < 30
 
