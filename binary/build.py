@@ -38,6 +38,8 @@ COMPRESSION = 9
 
 EXTRAS = ("embedded", "metrics", "otel", "reload")
 """What users may install beside streamflow is inside; what developers need is not, whose licenses may forbid it."""
+SINKS = ("kafka", "parquet", "postgres", "webhook")
+"""Extras that are not inside: pyarrow alone is larger than all of the rest."""
 
 DISPLAY = ("tkinter", "_tkinter", "turtle", "turtledemo", "idlelib")
 LEFT_OUT = re.compile(

@@ -25,6 +25,8 @@ ROOMS = (
     "screen/panels",
     "status",
     "actions",
+    "sinks",
+    "sinks/targets",
     "client",
     "worker",
     "daemon",

@@ -1,7 +1,7 @@
-"""The health of one daemon or worker, in a file that `streamflow health` reads on the same machine.
+"""The health of one daemon, worker or sink, in a file that `streamflow health` reads on the same machine.
 
-Owns: where the file is, who may write and read it, and when a report is too old. Must not: judge (daemon and worker
-say what is wrong), ask a server. Called by: daemon and worker (write it, from the watch's thread), the command.
+Owns: where the file is, who may write and read it, and when a report is too old. Must not: judge (each process
+says what is wrong), ask a server. Called by: daemon and worker (write it, from the watch's thread), sinks, the command.
 
 A check that asks the process itself gets no answer when it hangs, and one that asks the server says little about this
 process. So the thread that watches over the event loop writes down every two seconds what it knows; a report that stays
@@ -34,7 +34,7 @@ class Health(msgspec.Struct, kw_only=True):
     """One report. `problems` are those of this process, against which a restart helps, and `outside` those of its
     server and its shards, against which it doesn't. Both make it unhealthy, `warnings` don't."""
 
-    kind: Literal["daemon", "worker"]
+    kind: Literal["daemon", "worker", "sink"]
     name: str
     namespace: str
     pid: int
@@ -66,7 +66,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """A report as it is shown: each thing that is wrong is a problem or a warning."""
 
     healthy: bool
-    kind: Literal["daemon", "worker"]
+    kind: Literal["daemon", "worker", "sink"]
     name: str
     namespace: str
     pid: int

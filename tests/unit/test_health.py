@@ -98,7 +98,7 @@ def run(*words: str) -> tuple[int, str]:
 
 def test_the_command_says_why_and_exits_with_one(directory: Path) -> None:
     where = f"reports in {directory}: if one runs, call this as its user, with its TMPDIR\n"
-    assert run() == (1, f"no daemon or worker {where}")
+    assert run() == (1, f"no daemon, worker or sink {where}")
     good, bad = HealthFile("good"), HealthFile("bad")
     try:
         good.write(report("good", pid=7, warnings=["it is draining"]))
@@ -109,7 +109,7 @@ def test_the_command_says_why_and_exits_with_one(directory: Path) -> None:
         assert "worker bad: the loop 'reader' fails: boom" in text
         assert "\x1b" not in text
         assert run("--pid", "7")[0] == 0
-        assert run("--pid", "9") == (1, f"no daemon or worker with process id 9 {where}")
+        assert run("--pid", "9") == (1, f"no daemon, worker or sink with process id 9 {where}")
         code, text = run("--json", "--pid", "8")
         assert code == 1
         assert '"healthy":false' in text
