@@ -21,6 +21,7 @@
 -- @include shared/inbox
 -- @include shared/open_run
 -- @include shared/run_id
+-- @include shared/make_way
 local owner, waiting, turns, run, index, tenant_index, published, chunks =
   KEYS[1], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local FIXED_KEYS = 10
@@ -44,18 +45,11 @@ end
 local identity = string.match(trace, ' [^ ]*(i%x+)$')
 if header ~= '' then
   if identity and string.sub(header, -#identity) == identity then return '=' .. header end
-  local status, created, ended = string.match(header, '^(%a+) %d+ %S+ (%d+) (%d+)')
-  local has_ended = status == 'completed' or status == 'failed' or status == 'cancelled'
-  if header ~= expected or not has_ended then return header end
-  local last = math.max(tonumber(created), tonumber(ended))
-  if last >= stored_clock(redis.call('HGET', owner, 'clock')) then
-    redis.call('HSET', owner, 'clock', string.format('%.0f', last + 1))
-  end
+  if header ~= expected or not has_ended(header) then return header end
+  make_way(owner, header, run, published, chunks, FIXED_KEYS + 1)
 end
 local exactly = string.match(ARGV[1], '^=(%d+)$') -- of a run that the server has lost: it is the same one again
 local clock = tonumber(exactly) or shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))
 
 local id = string.sub(run, run_id_begins(owner))
-for i = FIXED_KEYS + 1, #KEYS do redis.call('ZREM', KEYS[i], id) end
-redis.call('UNLINK', run, published, chunks) -- the server frees large ones beside its work
 return '+' .. open_run(door, run, index, tenant_index, clock, id, workflow, tenant, '', trace, body)

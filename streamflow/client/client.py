@@ -8,9 +8,13 @@ Called by: user code, the command line, bench.
     await run.result()                               →  waiting    →  a subscription and lua/peek_runs
 """
 
+# `Run` and `Client` are two halves of one interface, in two files because of their length.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -20,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from streamflow.archive.archive import open_archive
 from streamflow.archive.format import ArchivedRun
@@ -46,6 +50,17 @@ from streamflow.client.starting import OnExisting, asked_for, check_existing, ow
 from streamflow.client.streams import EmittedChunk, StreamFacts, StreamPosition
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
+from streamflow.client.with_start import (
+    REMEMBER,
+    OnEnded,
+    answer_in,
+    answer_type,
+    ask_body,
+    check_on_ended,
+    once,
+    put,
+    signal_body,
+)
 from streamflow.errors import (
     ArchiveError,
     NamespaceMissing,
@@ -67,7 +82,7 @@ from streamflow.server_url import redacted
 from streamflow.settings import Settings, load_settings
 from streamflow.store.connection import Call, Store
 from streamflow.store.durability import use_durability
-from streamflow.store.kernel import Kernel, Message, Start
+from streamflow.store.kernel import Kernel, Message, OnceMessage, PutOnce, Start
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.namespace import Namespace, namespace_from, read_namespace
 from streamflow.store.pauses import (
@@ -84,7 +99,7 @@ from streamflow.store.queues import clock_of
 from streamflow.store.router import open_store
 from streamflow.wire import encode_fork
 from streamflow.workflow.app import Reducer, Startable, Workflow
-from streamflow.workflow.messages import UNDECLARED, Declared
+from streamflow.workflow.messages import UNDECLARED, Declared, QuestionDefinition, SignalDefinition
 
 if TYPE_CHECKING:
     from streamflow.client.consumer import Resume
@@ -94,6 +109,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+A = TypeVar("A")
 Ts = TypeVarTuple("Ts")
 
 READ_AGAIN_SECONDS = 5.0
@@ -385,6 +402,171 @@ class Client:
         if not created:
             check_existing(start, decode_header(header), on_existing)
         return Run(self, start.run_id, decode, created, incarnation_of(header), declared)
+
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: SignalDefinition[T],
+        value: T,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: str | SignalDefinition[None],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | SignalDefinition[Any],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[Any]: ...
+    async def signal_with_start(
+        self,
+        workflow: Callable[..., Awaitable[Any]] | str,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | SignalDefinition[Any],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[Any]:
+        """Send a signal to the run of this id, and start the run if none is open: in one step, so that it never gets
+        lost between the two. Returns the run's handle when the server has stored both; `run.created` tells whether the
+        run was started.
+
+        `workflow` and `args`: of the run, if it is started. `id`: its id; `tenant`: to whom it belongs. `signal` and
+        `value`: as in `run.signal`; a started run gets the signal as its first message.
+        `on_ended`: if the run of this id has ended. `"new"` begins another one in its place, of which nothing is left
+        then; `"reject"` raises `RunEnded`.
+        `idempotency_id`: a call for this id with the same one does nothing more, whatever its other arguments, for as
+        long as the server remembers it: `remember`, seconds or a timedelta, by default a day. Without one, each call
+        is a signal of its own, which is sent once also if its reply is lost.
+
+        Raises `RunConflict` when the id belongs to a run of another workflow, which gets nothing; `RunEnded`; and what
+        `start` and `run.signal` raise for arguments and values.
+
+        >>> await client.signal_with_start(cart, "kim", id="cart-kim", signal=add, value=item, idempotency_id=click)
+        """
+        check_on_ended(on_ended)
+        declared = _declared(workflow)
+        name, payload = declared.payload("signal", signal, value)
+        start, decode = _with_start(await self.read_namespace(), workflow, args, id, tenant)
+        with self._calling(f"signal {name}", signal=name, run_id=start.run_id) as start.trace:
+            message = Message("signal", start.run_id, signal_body(name, payload, start.trace))
+            answer = await self._put_once(once(message, idempotency_id, remember, start), on_ended)
+        return Run(self, start.run_id, decode, answer.letter == "+", answer.created, declared)
+
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        question: QuestionDefinition[T, A],
+        value: T,
+        timeout: float | timedelta | None = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> A: ...
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        question: str | QuestionDefinition[None, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = ...,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any: ...
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str,
+        question: str | QuestionDefinition[Any, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = ...,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any: ...
+    async def ask_with_start(
+        self,
+        workflow: Callable[..., Awaitable[Any]] | str,
+        /,
+        *args: Any,
+        id: str,
+        question: str | QuestionDefinition[Any, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = UNSET,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any:
+        """Ask the run of this id a question, and start the run if none is open, in one step; returns its answer.
+
+        As `signal_with_start`; `question`, `value`, `timeout` and `type` are those of `run.ask`. With the
+        `idempotency_id` of an earlier call the question isn't asked again: the run's answer to that call is returned.
+
+        Raises what `signal_with_start` and `run.ask` raise.
+
+        >>> left = await client.ask_with_start(stock, "shoe", id="stock-shoe", question=reserve, value=2, timeout=5)
+        """
+        check_on_ended(on_ended)
+        declared = _declared(workflow)
+        name, payload = declared.payload("question", question, value)
+        wanted = answer_type(declared, question, type)
+        start, decode = _with_start(await self.read_namespace(), workflow, args, id, tenant)
+        with self._calling(f"ask {name}", ask=name, run_id=start.run_id) as start.trace:
+            message = once(Message("ask", start.run_id, b""), idempotency_id, remember, start)
+            message.message.body = ask_body(name, payload, message.digest, start.trace)
+            answer = await self._put_once(message, on_ended)
+            run: Run[Any] = Run(self, start.run_id, decode, answer.letter == "+", answer.created, declared)
+            answered = self._answer_of(run.id, answer.created, message.digest, answer.letter == "d")
+            return await run._answer(name, wanted, timeout, answered)
 
     # --- finding ------------------------------------------------------------------------------------------------------
 
@@ -893,6 +1075,28 @@ class Client:
             raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
         return answer
 
+    async def _put_once(self, once: OnceMessage, on_ended: OnEnded) -> PutOnce:
+        shard = (await self.read_namespace()).shard_of(once.message.run_id)
+        return await put(self._batcher, shard, once, on_ended)
+
+    async def _answer_of(self, run_id: str, created: int, ask_id: str, was_asked: bool) -> bytes:
+        """The answer to a question that the run has. `was_asked`: by an earlier call, perhaps long ago."""
+        shard = (await self.read_namespace()).shard_of(run_id)
+        session = self._sessions.here()
+        history = session.recent.history_of(shard)
+        answer: bytes | None = None
+        if was_asked and not await self._batcher.call(Call.plain("GET", self.keys.shard(shard).answer(ask_id))):
+            answer = answer_in(await self._history(run_id, created), ask_id)
+        if answer is None:
+            answer = await self._waiter.answered(shard, run_id, created, ask_id, None)
+        if not await self._is_safe(session, shard, history):
+            raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
+        return answer
+
+    def _calling(self, what: str, **attributes: str) -> contextlib.AbstractContextManager[str]:
+        tracing = self._tracing
+        return contextlib.nullcontext("") if tracing is None else tracing.calling(what, **attributes)
+
     async def _requested(self, kind: str, run_id: str, created: int, request_id: str, body: bytes) -> bytes:
         shard = (await self.read_namespace()).shard_of(run_id)
         session = self._sessions.here()
@@ -1087,6 +1291,19 @@ def _input(name: str, parameters: codec.Parameters | None, args: tuple[Any, ...]
             f"{', '.join(kwargs)} by position"
         )
     return codec.encode(args, f"input of {name}")
+
+
+def _with_start(
+    namespace: Namespace,
+    workflow: Callable[..., Awaitable[Any]] | str,
+    args: tuple[Any, ...],
+    run_id: str,
+    tenant: str,
+) -> tuple[Start, Decode | None]:
+    """The start of a run that something is sent to, and the decoder of its result."""
+    name, parameters = _target(workflow)
+    start = _start(namespace, name, _input(name, parameters, args, {}), *_options(workflow, run_id, tenant))
+    return start, _decoder(name, parameters)
 
 
 def _options(workflow: object, run_id: str | None, tenant: str) -> tuple[str | None, str]:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from streamflow.client.recent_starts import RecentStarts
 from streamflow.errors import StoreError, StoreFull
 from streamflow.store.connection import Call, OtherHistory, Store
-from streamflow.store.kernel import Kernel, Message, Start
+from streamflow.store.kernel import Kernel, Message, OnceMessage, PutOnce, Start
 
 T = TypeVar("T")
 
@@ -38,11 +38,11 @@ BYTES_PER_SCRIPT = 1_000_000
 ENTRIES_PER_PIPELINE = 4000
 BYTES_PER_PIPELINE = 8_000_000
 
-_START, _PEEK, _POST, _CALL, _REPLACE = range(5)
-_WRITES = (_START, _POST, _REPLACE)
+_START, _PEEK, _POST, _CALL, _REPLACE, _ONCE = range(6)
+_WRITES = (_START, _POST, _REPLACE, _ONCE)
 CREATED = (b"+", b"=")
 """How the reply to a start begins that has created its run: by this call, or by one before whose reply was lost."""
-_ALONE = (_CALL, _REPLACE)
+_ALONE = (_CALL, _REPLACE, _ONCE)
 """What takes no others into its call."""
 _REQUESTS = ("cancel", "terminate", "pause", "resume")
 """Kinds of messages that are accepted also when memory is short."""
@@ -125,6 +125,11 @@ class Batcher(abc.ABC):
     def post(self, shard: int, message: Message, origin: Origin | None = None) -> asyncio.Future[str]:
         """Post a message: the reply is a letter of `Kernel.post_messages`. Posts to a shard keep their order."""
 
+    @abc.abstractmethod
+    def post_once(self, shard: int, once: OnceMessage) -> asyncio.Future[PutOnce]:
+        """Put a message into its run's inbox unless that was done before, with the run's start if it has one. In no
+        order with other posts that are under way."""
+
     @property
     @abc.abstractmethod
     def is_sending(self) -> bool:
@@ -171,6 +176,9 @@ class ClusterBatcher(Batcher):
         if part is None or not part.is_posting(shard):
             part = self._posting[shard] = self._part_of(shard)
         return part.post(shard, message, origin)
+
+    def post_once(self, shard: int, once: OnceMessage) -> asyncio.Future[PutOnce]:
+        return self._part_of(shard).post_once(shard, once)
 
     @property
     def is_sending(self) -> bool:
@@ -241,6 +249,10 @@ class ServerBatcher(Batcher):
         if not self._is_scheduled:
             self._schedule()
         return future
+
+    def post_once(self, shard: int, once: OnceMessage) -> asyncio.Future[PutOnce]:
+        size = len(once.message.body) + (0 if once.start is None else len(once.start.body))
+        return self._add(_ONCE, shard, once, size + 600)
 
     async def close(self) -> None:
         self._closed = True  # before the pipelines are cancelled, or the next ones would be sent
@@ -380,6 +392,8 @@ class ServerBatcher(Batcher):
             return self._kernel.start_runs(group.shard, items)
         if group.kind == _REPLACE:
             return self._kernel.replace_run(group.shard, items[0])
+        if group.kind == _ONCE:
+            return self._kernel.post_once(group.shard, items[0])
         if group.kind == _PEEK:
             return self._kernel.peek_runs(group.shard, items)
         source, number = group.entries[0].origin or (self._numbers.source, self._numbers.next(group.shard))
@@ -438,6 +452,12 @@ class ServerBatcher(Batcher):
             (group, reply) for group, reply in zip(groups, replies, strict=True) if group.kind in (_START, _REPLACE)
         ]
         for group, reply in zip(groups, replies, strict=True):
+            if group.kind == _ONCE:
+                if isinstance(reply, PutOnce) and reply.letter == "m":
+                    reads.append(group)  # nothing was done: its run may be there by now
+                else:
+                    answered.append((group, reply))
+        for group, reply in zip(groups, replies, strict=True):
             if group.kind == _POST:
                 answered.append((group, reply))
                 if isinstance(reply, str) and "m" in reply:
@@ -478,6 +498,9 @@ class ServerBatcher(Batcher):
         for entry, result in zip(group.entries, [reply] if group.kind in _ALONE else reply, strict=True):
             if group.kind in (_START, _REPLACE) and result[:1] in CREATED:
                 self._recent.acknowledged(group.shard, entry.item, result, group.history)
+            elif group.kind == _ONCE:
+                self._recent.once.acknowledged(group.shard, entry.item, result, group.history)
+                self._recent.doubt(group.shard, group.history)
             if not entry.future.done():
                 entry.future.set_result(result)
 

@@ -12,12 +12,16 @@ from typing import Any, ParamSpec, Protocol, TypeVar, TypeVarTuple, overload
 from streamflow.client.listing import RunPage
 from streamflow.client.run import Run
 from streamflow.client.starting import OnExisting
+from streamflow.client.with_start import REMEMBER, OnEnded
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.app import Workflow
+from streamflow.workflow.messages import QuestionDefinition, SignalDefinition
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+A = TypeVar("A")
 Ts = TypeVarTuple("Ts")
 
 
@@ -57,6 +61,97 @@ class AnyClient(Protocol):
         timeout: float | timedelta | None = None,
         on_existing: OnExisting = "existing",
     ) -> Run[Any]: ...
+
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: SignalDefinition[T],
+        value: T,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: str | SignalDefinition[None],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | SignalDefinition[Any],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Run[Any]: ...
+
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        question: QuestionDefinition[T, A],
+        value: T,
+        timeout: float | timedelta | None = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> A: ...
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        question: str | QuestionDefinition[None, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = ...,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any: ...
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str,
+        question: str | QuestionDefinition[Any, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = ...,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any: ...
 
     @overload
     def run(self, run_id: str) -> Run[Any]: ...

@@ -1,8 +1,8 @@
 """Starts that a server has acknowledged a short while ago, sent again when it turns out to have lost them.
 
-Owns: what is kept, for how long, and sending it again, and behind it what `recent_posts.py` has. Must not: decide that
-a server has another history (the store does). Called by: the pipelines (report what was acknowledged, and wait), the
-session.
+Owns: what is kept, for how long, and sending it again, and behind it what `recent_once.py` and `recent_posts.py` have.
+Must not: decide that a server has another history (the store does). Called by: the pipelines (report what was
+acknowledged, and wait), the session.
 
 Replication is asynchronous: a server that is promoted may lack the newest writes, starts among them that clients know
 to be safe. A client that still lives has their inputs. It sends them again before anything else that it asks for, with
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from streamflow.client.recent_once import RecentOnce
 from streamflow.client.recent_posts import RecentPosts
 from streamflow.errors import StoreError
 from streamflow.machine.sealed import hide
@@ -69,6 +70,7 @@ class RecentStarts:
         """Those whose place has a run that is open again."""
         self._replacing: asyncio.Task[None] | None = None
         self.posts = RecentPosts(store, kernel)
+        self.once = RecentOnce(store, kernel)
         self.again = 0
         """Starts that were lost, and are there again."""
 
@@ -101,6 +103,7 @@ class RecentStarts:
         kept = self._kept.pop(run_id, None)
         if kept is not None:
             self._bytes -= kept.size
+        self.once.settled(run_id)
 
     @property
     def is_needed(self) -> bool:
@@ -117,7 +120,7 @@ class RecentStarts:
 
     def restore_soon(self) -> None:
         """Also when nobody asks for anything: called when a server has another history."""
-        if (self._kept or self.posts) and (self._restoring is None or self._restoring.done()):
+        if (self._kept or self.posts or self.once) and (self._restoring is None or self._restoring.done()):
             self._restoring = asyncio.create_task(self._restore())
             hide(self._restoring)
 
@@ -139,6 +142,7 @@ class RecentStarts:
                     doubtful.setdefault((kept.shard, kept.created), []).append(kept)
             try:
                 lost = await self._send(doubtful)
+                lost += await self.once.send_again()
                 await self.posts.send_again()
             except StoreError as error:
                 _log.warning("could not send recent starts and messages again, will retry: %s", error)

@@ -28,11 +28,12 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from streamflow import errors, events, wire
-from streamflow.client import forking, retrying
+from streamflow.client import forking, retrying, with_start
 from streamflow.client.listing import RunDescription, RunPage, ending_of
 from streamflow.client.pipelines import Origin
 from streamflow.client.retrying import Retried
 from streamflow.client.streams import Chunk, StreamFacts, StreamPosition, instant_of, position_of
+from streamflow.client.with_start import REMEMBER
 from streamflow.errors import AskRefused, UsageError
 from streamflow.events import AnyEvent, AskAnswered, Transition, decode_transition
 from streamflow.events import RunCompleted as CompletedEvent
@@ -41,6 +42,7 @@ from streamflow.machine.transition import PauseRequest, ResumeRequest
 from streamflow.model import codec
 from streamflow.model.attributes import FORKED_FROM
 from streamflow.model.record import Header, Status, parent_link
+from streamflow.store.kernel import Message
 from streamflow.store.pauses import said
 from streamflow.text import recordable
 from streamflow.workflow.messages import (
@@ -143,17 +145,44 @@ class Run(Generic[R]):
             return ""
 
     @overload
-    async def signal(self, name: SignalDefinition[None]) -> None: ...
+    async def signal(
+        self, name: SignalDefinition[None], *, idempotency_id: str | None = None, remember: float | timedelta = REMEMBER
+    ) -> None: ...
     @overload
-    async def signal(self, name: SignalDefinition[T], value: T) -> None: ...
+    async def signal(
+        self,
+        name: SignalDefinition[T],
+        value: T,
+        *,
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> None: ...
     @overload
-    async def signal(self, name: str, value: Any = None) -> None: ...
-    async def signal(self, name: str | SignalDefinition[Any], value: Any = None) -> None:
+    async def signal(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> None: ...
+    async def signal(
+        self,
+        name: str | SignalDefinition[Any],
+        value: Any = None,
+        *,
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> None:
         """Send a signal with a value. Returns when the server has stored it; the run keeps it until it waits for it.
 
         Delivered exactly once, in the order of this client's calls. `name` is a name, or a definition, which types the
         value. If the handle knows its workflow, from `client.start(workflow, …)` or `client.run(id, workflow)`, what
         that declares counts for names as well.
+
+        `idempotency_id`: a signal to this run with the same one does nothing more, for as long as the server remembers
+        it: `remember`, seconds or a timedelta, by default a day. Such a signal has no place among this client's others
+        that are sent at the same time.
 
         Raises `RunEnded`, `InvalidName`, `PayloadInvalid` (also for a value of another type), `PayloadTooLarge`, and
         `UsageError` for a signal that the workflow doesn't declare although it declares its signals.
@@ -164,11 +193,18 @@ class Run(Generic[R]):
         tracing = self._client._tracing
         if tracing is None:
             body = msgspec.msgpack.encode((name, Raw(payload)))
-            await self._post("signal", body)
+            await self._signal(body, idempotency_id, remember)
             return
         with tracing.calling(f"signal {name}", signal=name, run_id=self.id) as trace:
             body = msgspec.msgpack.encode(wire.Signal(name, Raw(payload), trace))
+            await self._signal(body, idempotency_id, remember)
+
+    async def _signal(self, body: bytes, idempotency_id: str | None, remember: float | timedelta) -> None:
+        if idempotency_id is None:
             await self._post("signal", body)
+            return
+        message = Message("signal", self.id, body, self._incarnation)
+        await self._client._put_once(with_start.once(message, idempotency_id, remember), "reject")
 
     @overload
     async def ask(self, name: QuestionDefinition[T, A], value: T, timeout: float | timedelta | None = None) -> A: ...
@@ -211,17 +247,22 @@ class Run(Generic[R]):
             codec.decoder_for(wanted := type)  # refused before anything is sent
         name, payload = self._declared.payload("question", definition or name, value)
         ask_id = os.urandom(16).hex()
-        late = f"run {self.id} has not answered {name} within {{:g}} s; it may still do so"
         tracing = self._client._tracing
         if tracing is None:
             body = msgspec.msgpack.encode((name, Raw(payload), ask_id))
             answered = self._client._answered(self.id, self._incarnation, ask_id, body)
-            answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
-        else:
-            with tracing.asking(f"ask {name}", ask=name, run_id=self.id) as trace:
-                body = msgspec.msgpack.encode(wire.Ask(name, Raw(payload), ask_id, trace))
-                answered = self._client._answered(self.id, self._incarnation, ask_id, body)
-                answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
+            return await self._answer(name, wanted, timeout, answered)
+        with tracing.asking(f"ask {name}", ask=name, run_id=self.id) as trace:
+            body = msgspec.msgpack.encode(wire.Ask(name, Raw(payload), ask_id, trace))
+            answered = self._client._answered(self.id, self._incarnation, ask_id, body)
+            return await self._answer(name, wanted, timeout, answered)
+
+    async def _answer(
+        self, name: str, wanted: Any, timeout: float | timedelta | None, answered: Awaitable[bytes]
+    ) -> Any:
+        """The answer to a question, decoded. `answered` gives the encoded event."""
+        late = f"run {self.id} has not answered {name} within {{:g}} s; it may still do so"
+        answer = msgspec.msgpack.decode(await self._within(timeout, answered, late), type=AskAnswered)
         if answer.failure is not None:
             raise AskRefused(self.id, name, answer.failure)
         return codec.decode(answer.result, wanted, f"answer of run {self.id} to {name}")

@@ -97,23 +97,31 @@ class ResultWaiter:
             return await wait.future
 
     async def answered(
-        self, shard: int, run_id: str, created: int, ask_id: str, post: Callable[[], asyncio.Future[str]]
+        self,
+        shard: int,
+        run_id: str,
+        created: int,
+        ask_id: str,
+        post: Callable[[], asyncio.Future[str]] | None,
     ) -> bytes:
         """Post an ask, and wait for the run's answer: the encoded `AskAnswered`. `post` queues the ask when it is
-        called, which is before the first await: so asks are received in the order of their calls.
+        called, which is before the first await: so asks are received in the order of their calls. None if the run has
+        it already, and has perhaps answered.
 
         Raises `RunEnded` when the run ends without one, `RunNotFound`, `StoreError`. When the server doesn't allow the
         subscription, the ask has been posted all the same.
         """
         with self._registered(shard, created, answer_name(ask_id), run_id) as (watched, [answer, end]):
-            posted = post()
+            posted = post() if post is not None else None
             subscription = self._subscribed()
-            was_confirmed = subscription.is_confirmed(watched.channel)
+            was_confirmed = posted is not None and subscription.is_confirmed(watched.channel)
             try:
                 await subscription.add(watched.channel)
-                check_posted(await posted, "ask", run_id)
+                if posted is not None:
+                    check_posted(await posted, "ask", run_id)
             finally:
-                _drop(posted)
+                if posted is not None:
+                    _drop(posted)
             if not was_confirmed:  # it may have been answered before
                 await self._read([(watched, answer_name(ask_id)), (watched, run_id)])
             await asyncio.wait((answer.future, end.future), return_when=asyncio.FIRST_COMPLETED)

@@ -106,6 +106,30 @@ class Message(msgspec.Struct):
     """...that of the post with which it was accepted last: it is there if the shard has had that post."""
 
 
+class OnceMessage(msgspec.Struct):
+    """A message that its run gets once. `digest`: of what tells it from all others, for `remember` ms. `start`: of the
+    run that begins if none of its id is open, in the place of the ended one that it names; without one the message is
+    for the run that was created then (`message.created`, 0 for whichever has the id)."""
+
+    message: Message
+    digest: str
+    remember: int
+    start: Start | None = None
+
+    @property
+    def identity(self) -> str:
+        return f"m:{self.digest}"
+
+
+class PutOnce(NamedTuple):
+    """What became of it: `letter` as of `lua/post_once.lua`; `created`: ms, of the run that has it, or of the one that
+    is there, 0 for none; `header`: of the run that has the id now."""
+
+    letter: str
+    created: int
+    header: bytes
+
+
 class Delivery(msgspec.Struct):
     """A message from a shard's outbox. `number` is `<epoch>-<n>`; workflow, tenant, parent and trace are those of a
     start. A signal or cancel with a `parent` is only for the child of that link. `identity`: without spaces, of what is
@@ -516,6 +540,24 @@ class Kernel:
         (with an identity: the run has taken it, or its post is there). Refused when memory is short.
         """
         return self._post("post_messages", shard, source, number, messages, now, again=again)
+
+    def post_once(self, shard: int, once: OnceMessage, now: int | None = None, *, created: int = 0) -> Call[PutOnce]:
+        """Put a signal or ask into the inbox unless that was done before, behind the start of its run if none is open.
+
+        `created`: ms, when the run began that a server may have lost since. Refused when memory is short.
+        """
+        keys, message, start = self.keys.shard(shard), once.message, once.start
+        new = start or Start(message.run_id, "", "", b"")
+        names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns, keys.seen, keys.known(once.digest)]
+        names += self._listing_keys(keys, message.run_id, Status.RUNNING, new.workflow, new.tenant)
+        names += (keys.published(message.run_id), keys.chunks(message.run_id))
+        if new.replaces:
+            before = decode_header(new.replaces)
+            names += self._listing_keys(keys, message.run_id, before.status, before.workflow, before.tenant)[1:]
+            names += [keys.attribute(name, value_text(value)) for name, value in before.attributes.items()]
+        args: list[Any] = [f"={created}" if created else _time(now), once.identity, once.remember]
+        args += (message.created or "", new.replaces, new.workflow, new.tenant, new.extras, new.body)
+        return Call("post_once", names, [*args, message.kind, message.body], _put_once)
 
     def post_requests(
         self,
@@ -1135,6 +1177,11 @@ def _namespace_record(reply: list[bytes]) -> NamespaceRecord:
 def listed_under(status: str) -> str:
     """The status in the name of the listing that has the runs of this `status`: pending runs are under running."""
     return Status.RUNNING if status == Status.PENDING else status
+
+
+def _put_once(reply: list[bytes]) -> PutOnce:
+    letter, created, header = reply
+    return PutOnce(letter.decode(), _number(created), header)
 
 
 def _time(now: int | None) -> int | str:

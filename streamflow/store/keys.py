@@ -109,6 +109,10 @@ class ShardKeys:
         """String that expires after 15 minutes: the answer to an ask, for a client that missed the notification."""
         return f"{self.prefix}answer:{ask_id}"
 
+    def known(self, digest: str) -> str:
+        """String that expires: the run that has the message of an idempotency id, by the ms of that run's start."""
+        return f"{self.prefix}known:{digest}"
+
 
 class QueueKeys:
     """The keys of one partition of a queue: that of a shard, whose hash tag they have."""

@@ -123,7 +123,8 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
             lambda shard: [
                 shard.positions,
                 *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
-                *(shard.poison, shard.run("*"), shard.published("*"), shard.chunks("*"), f"{shard.prefix}index:*"),
+                *(shard.poison, shard.run("*"), shard.published("*"), shard.chunks("*"), shard.known("*")),
+                f"{shard.prefix}index:*",
             ],
         ),
     ]
@@ -239,6 +240,7 @@ ACCESS: dict[Role, Access] = {
         verbs=(
             "start_runs",
             "replace_run",
+            "post_once",
             "post_messages",
             "post_requests",
             "forget_runs",

@@ -41,6 +41,7 @@ from streamflow.client.client import (
     _returns,
     _start,
     _target,
+    _with_start,
 )
 from streamflow.client.groups import From
 from streamflow.client.histories import History
@@ -61,6 +62,16 @@ from streamflow.client.starting import OnExisting, asked_for, check_existing, ma
 from streamflow.client.streams import EmittedChunk, StreamPosition
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner, pause_of_workflow
+from streamflow.client.with_start import (
+    REMEMBER,
+    OnEnded,
+    answer_type,
+    ask_body,
+    check_on_ended,
+    once,
+    settled,
+    signal_body,
+)
 from streamflow.errors import RunEnded, RunNotFound, UsageError
 from streamflow.events import AnyEvent, RunForked, RunStuck, Transition, decode_history, is_fork, unfolded
 from streamflow.model.attributes import Attribute
@@ -69,6 +80,7 @@ from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition, full_run_id
 from streamflow.model.waits import StepHolder, Wait
+from streamflow.store.kernel import Message, OnceMessage, PutOnce
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import Pause, said
 from streamflow.testing.attempts import running
@@ -77,11 +89,12 @@ from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
 from streamflow.wire import encode_fork
 from streamflow.workflow.app import App, Reducer, Startable, Step, Workflow
-from streamflow.workflow.messages import Declared
+from streamflow.workflow.messages import Declared, QuestionDefinition, SignalDefinition
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+A = TypeVar("A")
 Ts = TypeVarTuple("Ts")
 
 OWNER = "sandbox"
@@ -141,6 +154,8 @@ class Sandbox:
         self._asked = 0
         self._forked = 0
         self._posted: dict[str, int] = {}
+        self._known: dict[str, tuple[int, int]] = {}
+        """Of messages that come once: the run that has each, and until when that is known (ms)."""
         self._deadlines: list[int] = []
         """When the waits are over that are under way: the clock stops at each."""
         self._lock = asyncio.Lock()
@@ -238,6 +253,147 @@ class Sandbox:
             run_id = f"{workflow}-{number}"
             if full_run_id(run_id, self.world.partition, tenant, workflow) not in self.world.records:
                 return run_id
+
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: SignalDefinition[T],
+        value: T,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> SandboxRun[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        id: str,
+        signal: str | SignalDefinition[None],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> SandboxRun[R]: ...
+    @overload
+    async def signal_with_start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | SignalDefinition[Any],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> SandboxRun[Any]: ...
+    async def signal_with_start(
+        self,
+        workflow: Callable[..., Awaitable[Any]] | str,
+        /,
+        *args: Any,
+        id: str,
+        signal: str | SignalDefinition[Any],
+        value: Any = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> SandboxRun[Any]:
+        """As `client.signal_with_start`; idempotency ids are remembered by the virtual clock."""
+        check_on_ended(on_ended)
+        declared = _declared(workflow)
+        name, payload = declared.payload("signal", signal, value)
+        start, decode = _with_start(self._meta, workflow, args, id, tenant)
+        message = Message("signal", start.run_id, signal_body(name, payload, ""))
+        answer = await self._put_once(once(message, idempotency_id, remember, start), on_ended)
+        return SandboxRun(self, start.run_id, decode, answer.letter == "+", declared, answer.created)
+
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        question: QuestionDefinition[T, A],
+        value: T,
+        timeout: float | timedelta | None = None,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> A: ...
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: Callable[[*Ts], Awaitable[Any]],
+        /,
+        *args: *Ts,
+        id: str,
+        question: str | QuestionDefinition[None, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = ...,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any: ...
+    @overload
+    async def ask_with_start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str,
+        question: str | QuestionDefinition[Any, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = ...,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any: ...
+    async def ask_with_start(
+        self,
+        workflow: Callable[..., Awaitable[Any]] | str,
+        /,
+        *args: Any,
+        id: str,
+        question: str | QuestionDefinition[Any, Any],
+        value: Any = None,
+        timeout: float | timedelta | None = None,
+        type: Any = UNSET,
+        tenant: str = "",
+        on_ended: OnEnded = "new",
+        idempotency_id: str | None = None,
+        remember: float | timedelta = REMEMBER,
+    ) -> Any:
+        """As `client.ask_with_start`; the time-out is in virtual time."""
+        check_on_ended(on_ended)
+        declared = _declared(workflow)
+        name, payload = declared.payload("question", question, value)
+        wanted = answer_type(declared, question, type)
+        start, decode = _with_start(self._meta, workflow, args, id, tenant)
+        message = once(Message("ask", start.run_id, b""), idempotency_id, remember, start)
+        if idempotency_id is None:  # the random id of a client would differ in each play of a scenario
+            self._asked += 1
+            message.digest = f"{self._asked:032x}"
+        message.message.body = ask_body(name, payload, message.digest, "")
+        answer = await self._put_once(message, on_ended)
+        run: SandboxRun[Any] = SandboxRun(self, start.run_id, decode, answer.letter == "+", declared, answer.created)
+        return await run._answer(name, wanted, timeout, self._answer_of(run.id, answer.created, message.digest, False))
 
     @overload
     def run(self, run_id: str) -> SandboxRun[Any]: ...
@@ -429,9 +585,39 @@ class Sandbox:
         self._asked += 1
         body = body.replace(ask_id.encode(), f"{self._asked:032x}".encode())
         ask_id = f"{self._asked:032x}"
-        answers = self.world.answers
-        record = self._record(run_id, created)
+        created = self._record(run_id, created).head.created
         await self._post("ask", run_id, created, body)
+        return await self._answer_of(run_id, created, ask_id, False)
+
+    async def _put_once(self, once: OnceMessage, on_ended: OnEnded) -> PutOnce:
+        message, start, world = once.message, once.start, self.world
+        run_id = message.run_id
+        record = world.records.get(run_id)
+        header = b"" if record is None else record.header
+        created = 0 if record is None else record.head.created
+        of, over = self._known.get(once.digest, (0, -1))
+        if over > world.now:
+            return settled(once, PutOnce("d", of, header))
+        letter = "a"
+        if record is not None and start is not None and record.head.workflow != start.workflow:
+            letter = "c"
+        elif record is not None and not record.head.is_open and (start is None or on_ended != "new"):
+            letter = "e"
+        elif start is None and (record is None or message.created not in (0, created)):
+            letter = "m"
+        if letter == "a" and start is not None and (record is None or not record.head.is_open):
+            letter = "+"
+            world.forget(run_id)
+            world.start(run_id, start.workflow, start.tenant, start.body)
+            created, header = world.records[run_id].head.created, world.records[run_id].header
+        settled(once, PutOnce(letter, created, header))
+        self._known[once.digest] = (created, world.now + once.remember)
+        world.post(message.kind, run_id, message.body)
+        await self._settle()
+        return PutOnce(letter, created, header)
+
+    async def _answer_of(self, run_id: str, created: int, ask_id: str, was_asked: bool) -> bytes:
+        answers, record = self.world.answers, self._record(run_id, created)
         await self._drive(
             lambda: ask_id in answers or bool(record.ending), run_id, _deadline.get(NO_DEADLINE), "answered"
         )

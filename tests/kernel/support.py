@@ -28,7 +28,7 @@ NOW = 1_700_000_000_000
 FUTURE = 4_000_000_000_000
 """A clock long after the server's: the server's time must not turn it back."""
 
-EXPIRING = {":answer:": 900, ":suspects:": 86_400, ":chunks:": 3600}
+EXPIRING = {":answer:": 900, ":suspects:": 86_400, ":chunks:": 3600, ":known:": 86_400}
 """Keys that expire, by a part of their names, and seconds at most."""
 
 NOTE = encode_transition(NOW, [SignalReceived("note", NOTHING)])
@@ -184,7 +184,8 @@ class Shard:
             if existed:
                 await self.plain("RENAME", key, f"{key}~aside")
             self.planted.add(key)
-            await self.plain(*(("RPUSH", key, "a list") if key == self.keys.kept else ("SET", key, "a string")))
+            is_string = key == self.keys.kept or ":known:" in key
+            await self.plain(*(("RPUSH", key, "a list") if is_string else ("SET", key, "a string")))
             answer = await self.assert_changes_nothing(call)
             if not (isinstance(answer, Committed) and answer.code is Reply.CONFLICT):
                 assert isinstance(answer, Exception), f"{key} of another type: {answer}"
@@ -194,7 +195,8 @@ class Shard:
                 await self.plain("RENAME", f"{key}~aside", key)
 
     async def assert_only_known_keys(self) -> None:
-        """Each key is one that `keys.py` names, of the type it has there; only answers wait for their end."""
+        """Each key is one that `keys.py` names, of the type it has there; only answers and the like wait for their
+        end."""
         known = known_keys(self.namespace)
         names = await self.key_names()
         answers = await self.store.send([Call.plain(word, key) for key in names for word in ("TYPE", "TTL")])
@@ -222,6 +224,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}published:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
         rf"{shard}chunks:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
+        rf"{shard}known:[0-9a-f]{{2,32}}": "string",
         rf"{shard}queue:{name}:stream": "stream",
         rf"{shard}queue:{name}:(steps|details)": "hash",
         rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|served|paused|queues|groups)": "hash",

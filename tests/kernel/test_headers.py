@@ -34,6 +34,7 @@ from streamflow.store.kernel import (
     LentStep,
     LogLimits,
     Message,
+    OnceMessage,
     Poison,
     Put,
     Reply,
@@ -301,6 +302,20 @@ VERBS: dict[str, Verb] = {
         {"listing": ("listing",)},
         lambda _: {"expected": ENDED, "now": NOW},
     ),
+    "post_once": Verb(
+        lambda _: KERNEL.post_once(
+            0,
+            OnceMessage(
+                Message("<kind>", "<id>", b"<message>", cast("Any", "<created>")),
+                "<digest>",
+                cast("Any", "<remember>"),
+                Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>", "", ENDED),
+            ),
+            NOW,
+        ),
+        {"listing": ("listing",)},
+        lambda _: {"expected": ENDED, "now": NOW, "identity": "m:<digest>"},
+    ),
     "forget_runs": Verb(
         lambda n: KERNEL.forget_runs(0, [("<id>", HEADER)] * n["run"]),
         {"run": ("run", "attribute")},
@@ -409,8 +424,9 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             assert call.keys == [SHARD.inbox, SHARD.kept, SHARD.run("<id>"), *of_steps]
         elif name == "pause":
             assert call.keys == [KEYS.paused]
-        elif name == "replace_run":
+        elif name in ("replace_run", "post_once"):
             door = [SHARD.owner, SHARD.inbox, SHARD.kept, SHARD.waiting, SHARD.turns]
+            door += [SHARD.seen, SHARD.known("<digest>")] if name == "post_once" else []
             new = [SHARD.run("<id>"), SHARD.index("running", "<workflow>"), SHARD.tenant("<tenant>")]
             old = [SHARD.index("failed", "before"), SHARD.tenant("acme"), SHARD.attribute("name", "value")]
             assert call.keys == [*door, *new, SHARD.published("<id>"), SHARD.chunks("<id>"), *old]
@@ -491,6 +507,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "start_runs",
         "replace_run",
         "restore_run",
+        "post_once",
         "post_messages",
         "append_chunks",
     }

@@ -32,6 +32,7 @@ from streamflow.store.kernel import (
     LentStep,
     LogLimits,
     Message,
+    OnceMessage,
     Poison,
     Put,
     Send,
@@ -171,6 +172,9 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     await shard.plain("HSET", keys.published("r7"), "key", "value")
     yield "replace_run", kernel.replace_run(0, again, NOW)
     yield "restore_run", kernel.restore_run(0, "r8", [gone, b"", b"transition"], [("key", b"value")], NOW)
+    await shard.plain("RPUSH", keys.run("r9"), gone, "", b"transition")
+    once = OnceMessage(Message("signal", "r9", b"x"), "0a", 60_000, Start("r9", "flow", "acme", b"x", "", "i0a", gone))
+    yield "post_once", kernel.post_once(0, once, NOW)
     yield "store_details", kernel.store_details(0, shard.token, [("r2/1", b"half")])
     created = (await shard.header("r2")).split(b" ")[3]
     for number in (1, 2):

@@ -193,7 +193,8 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         shard.views,
     ]
     names += [shard.steps, shard.details, shard.waiting, shard.turns]
-    names += [shard.published(an_id), shard.chunks(an_id), shard.answer(an_id), shard.attribute(a_name, a_value)]
+    names += [shard.published(an_id), shard.chunks(an_id), shard.answer(an_id), shard.known(an_id)]
+    names += [shard.attribute(a_name, a_value)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
     names += [queue.stream, queue.steps, queue.details]
     # Shard 0 stands for all of them.

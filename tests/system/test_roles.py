@@ -300,6 +300,7 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
     async def run(*words: str) -> str:
         return await site.run(Role.CLIENT, *words)
 
+    await run("enqueue", "large", "--id", "signalled", "--signal", "more", "--value", "1", "--wait")
     await run("enqueue", "flow", "--id", "one", "--input", "3")
     async with anyio.create_task_group() as following:
         following.start_soon(happened, client.run("one"), RunCompleted)

@@ -80,6 +80,14 @@ def _as_json(value: str) -> str:
     "--run-timeout", metavar="TIME", show_default="that of the workflow",
     help="Cancel and fail the run if it has not ended within 90s, 10m, 2h or 3d from when it begins.",
 )  # fmt: skip
+@click.option(
+    "--signal", "signal_name", metavar="NAME", help="Send this signal to the run, and start it if none is open."
+)
+@click.option("--value", metavar="JSON", help="With --signal: its value; null by default.")
+@click.option(
+    "--idempotency-id", metavar="ID",
+    help="With --signal: the same command with the same ID does nothing more, for a day.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait until the run has ended and print its result as JSON.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", show_default="no limit",
@@ -98,6 +106,9 @@ def enqueue(
     delay: str | None,
     begins: str | None,
     run_timeout: str | None,
+    signal_name: str | None,
+    value: str | None,
+    idempotency_id: str | None,
     wait: bool,
     timeout: float | None,
     file: str | None,
@@ -117,38 +128,61 @@ def enqueue(
     lines were appended to it; the same content on another line is another run. Invalid lines are reported and skipped,
     and the exit code is then 1.
 
+    With --signal the run of --id gets a signal, behind its start if none of that id is open: both in one step. If it
+    has ended, another one begins in its place, or with --on-existing reject the command fails.
+
     \b
     Examples:
       streamflow enqueue digest --input '["https://example.org"]' --id digest-1 --wait
       streamflow enqueue digest --file runs.jsonl
       streamflow enqueue remind --input 17 --delay 3d --run-timeout 10m
+      streamflow enqueue cart --id cart-kim --input '"kim"' --signal add --value '"shoes"' --idempotency-id click-17
     """
     _check_options(file, text, run_id, wait, timeout, on_existing)
     if on_existing is not None and run_id is None and file is None:
         raise UsageError("--on-existing is about the run of an id, which is missing: add --id")
     asked = _asked(delay, begins, run_timeout)
+    _check_signal(signal_name, value, idempotency_id, run_id, file, on_existing, asked)
+    signalled = None if value is None else parse_json(option_text(value, "--value"), "--value")
     if file is not None:
         from streamflow.cli.bulk_enqueue import enqueue_file
         from streamflow.client.starting import asked_for
 
         return enqueue_file(workflow, file, redis, namespace, tenant, force, as_json, asked_for(workflow, **asked))
-    value = UNSET if text is None else parse_json(option_text(text, "--input"), "--input")
+    given = UNSET if text is None else parse_json(option_text(text, "--input"), "--input")
 
     async def start() -> int:
         from streamflow.cli.workflow_input import arguments_of
+        from streamflow.client.door import Door
 
         async with open_client(redis, namespace) as client:
             await client.read_namespace()  # a missing namespace is reported as such, not as an unknown workflow
             found = await arguments_of(client, workflow, force)
             if found.is_reducer and asked:
                 raise UsageError(f"{workflow} is a reducer: --delay, --at and --run-timeout are for workflows")
-            arguments = found.bind(value)
-            asked["on_existing"] = on_existing or "existing"
-            run = await client.start(workflow, *arguments, id=run_id, tenant=tenant, **asked)
+            arguments = found.bind(given)
+            if signal_name is not None and run_id is not None:
+                if not force:
+                    await Door(client).check_workflow("signal", workflow, signal_name, signalled)
+                run = await client.signal_with_start(
+                    workflow,
+                    *arguments,
+                    id=run_id,
+                    signal=signal_name,
+                    value=signalled,
+                    tenant=tenant,
+                    on_ended="reject" if on_existing == "reject" else "new",
+                    idempotency_id=idempotency_id,
+                )
+            else:
+                asked["on_existing"] = on_existing or "existing"
+                run = await client.start(workflow, *arguments, id=run_id, tenant=tenant, **asked)
             if wait:
                 return await _wait(client, run, timeout, as_json)
             if as_json:
                 print_json({"run_id": run.id, "created": run.created})
+            elif signal_name is not None:
+                click.echo(f"started {run.id} with the signal" if run.created else f"{run.id} has the signal")
             else:
                 click.echo(f"started {run.id}" if run.created else f"{run.id} exists already: no run was started")
             return 0
@@ -171,6 +205,28 @@ def _asked(delay: str | None, at: str | None, timeout: str | None) -> dict[str, 
     if timeout is not None:
         asked["timeout"] = duration_ms("--run-timeout", timeout) / 1000
     return asked
+
+
+def _check_signal(
+    signal: str | None,
+    value: str | None,
+    idempotency_id: str | None,
+    run_id: str | None,
+    file: str | None,
+    on_existing: str | None,
+    asked: dict[str, Any],
+) -> None:
+    if signal is None:
+        for name, given in (("--value", value), ("--idempotency-id", idempotency_id)):
+            if given is not None:
+                raise UsageError(f"{name} is about a signal, which is missing: add --signal NAME")
+        return
+    if run_id is None:
+        raise UsageError("--signal is for the run of an id, which is missing: add --id")
+    if file is not None or asked:
+        raise UsageError("--signal can't be combined with --file, --delay, --at or --run-timeout")
+    if on_existing == "existing":
+        raise UsageError("with --signal, --on-existing is about a run that has ended: use new (the default) or reject")
 
 
 def _check_options(
