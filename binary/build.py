@@ -36,7 +36,7 @@ NEWEST_GLIBC = (2, 36)
 """That of Debian 12: nothing inside may need a newer one."""
 COMPRESSION = 9
 
-EXTRAS = ("embedded", "metrics", "otel", "reload")
+EXTRAS = ("embedded", "metrics", "otel", "reload", "triggers")
 """What users may install beside streamflow is inside; what developers need is not, whose licenses may forbid it."""
 SINKS = ("kafka", "parquet", "postgres", "webhook")
 """Extras that are not inside: pyarrow alone is larger than all of the rest."""

@@ -27,6 +27,7 @@ ROOMS = (
     "actions",
     "sinks",
     "sinks/targets",
+    "triggers",
     "client",
     "worker",
     "daemon",

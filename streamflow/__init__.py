@@ -10,6 +10,7 @@ The public API: `import streamflow as sf`. Owns: its names. Must not: define any
   when.
 - From outside, `async with connect() as client:` (`Client`) starts a run and gives its handle (`Run`); `local` needs no
   server. Tests use `streamflow.testing`.
+- `@app.trigger` has webhooks, streams and files start runs and signal them: `triggers`.
 
 `help(sf.gather)` has an example, as most have; `help(step)` and `help(workflow)` show your own.
 """
@@ -113,6 +114,7 @@ from streamflow.workflow.retry import NO_RETRY, Retry
 from streamflow.workflow.run_logger import logger
 
 if TYPE_CHECKING:
+    from streamflow import triggers
     from streamflow.client.client import Client, connect
     from streamflow.client.committed import CommittedEvent
     from streamflow.client.groups import Group
@@ -156,6 +158,8 @@ _LAZY = {
 if not TYPE_CHECKING:  # a type checker would take any name for one that it gives
 
     def __getattr__(name: str) -> Any:
+        if name == "triggers":
+            return importlib.import_module("streamflow.triggers")
         if name not in _LAZY:
             raise AttributeError(f"module 'streamflow' has no attribute {name!r}")
         value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
@@ -282,5 +286,6 @@ __all__ = [
     "step_info",
     "task_group",
     "timeout",
+    "triggers",
     "uuid4",
 ]

@@ -155,6 +155,10 @@ class NamespaceKeys:
         """Hash: `queue:<name>`, `workflow:<name>` -> who has paused it, when and why, JSON (`pauses.py`)."""
         self.groups = f"{self.prefix}groups"
         """Hash: group of subscribers -> since when there is one, and from where it began, JSON (`client/groups.py`)."""
+        self.undelivered = f"{self.prefix}undelivered"
+        """Hash: trigger and digest of a delivery that could not be processed -> the delivery and why, MessagePack."""
+        self.files = f"{self.prefix}files"
+        """Hash: `<trigger>/<path>` of each file that was delivered -> its size and time of change."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self._shards: dict[int, ShardKeys] = {}

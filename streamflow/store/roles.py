@@ -75,6 +75,9 @@ _LOOKS = (
 """What the client sends to see runs, results, histories, logs and the status. Not CONFIG GET, with which `status` would
 learn the policy of the append-only file: it also shows the passwords in the server's configuration."""
 
+_OF_TRIGGERS = ("HLEN", "HEXISTS", "HSCAN", "HDEL")
+"""What a client sends besides that serves triggers."""
+
 _READS_OF_DAEMON = (
     *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
     *("XRANGE", "ZCARD", "ZRANGEBYSCORE", "ZSCAN"),
@@ -118,6 +121,8 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
         keys.paused,
         keys.groups,
         keys.consumers("*"),
+        keys.undelivered,
+        keys.files,
         *_of_all_shards(
             keys,
             lambda shard: [
@@ -246,6 +251,7 @@ ACCESS: dict[Role, Access] = {
             "forget_runs",
             "restore_run",
             "take_quarantined",
+            "store_records",
             "pause",
             "note_group",
             "place_position",
@@ -255,7 +261,7 @@ ACCESS: dict[Role, Access] = {
             "read_stream",
             *_SEEN_BY_CLIENTS,
         ),
-        commands=("SCRIPT LOAD", "GET", "ZSCAN", *_LOOKS),
+        commands=("SCRIPT LOAD", "GET", "ZSCAN", *_OF_TRIGGERS, *_LOOKS),
         writes=_written_by_client,
         reads=_everything,
         channels=_rung_and_done,
@@ -271,6 +277,8 @@ ACCESS: dict[Role, Access] = {
             **dict.fromkeys(
                 ("claim_position", "acknowledge_events", "heartbeat", "read_stream"), "it subscribes to events"
             ),
+            "store_records": "a trigger keeps what it could not process, or notes files",
+            **dict.fromkeys(_OF_TRIGGERS, "the same"),
         },
     ),
     Role.VIEWER: Access(

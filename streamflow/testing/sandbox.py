@@ -87,9 +87,11 @@ from streamflow.testing.attempts import running
 from streamflow.testing.events_out import SandboxSubscription
 from streamflow.testing.stubs import Stub, StubCall
 from streamflow.testing.world import Record, Stalled, World
+from streamflow.triggers.actions import checked, do
 from streamflow.wire import encode_fork
 from streamflow.workflow.app import App, Reducer, Startable, Step, Workflow
 from streamflow.workflow.messages import Declared, QuestionDefinition, SignalDefinition
+from streamflow.workflow.trigger import Received, Trigger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -154,6 +156,7 @@ class Sandbox:
         self._asked = 0
         self._forked = 0
         self._posted: dict[str, int] = {}
+        self._delivered = 0
         self._known: dict[str, tuple[int, int]] = {}
         """Of messages that come once: the run that has each, and until when that is known (ms)."""
         self._deadlines: list[int] = []
@@ -454,6 +457,34 @@ class Sandbox:
 
     async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
         yield [run for run in await self.runs(**filters, limit=sys.maxsize) if run.status in within]
+
+    async def deliver(
+        self,
+        trigger: Trigger[T],
+        payload: T | bytes,
+        *,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[SandboxRun[Any]]:
+        """Deliver something to a trigger of the app, and do what its function says; returns the runs that were started
+        or signalled.
+
+        `payload`: as the function gets it, or `bytes` as a sender would send them. `id`: what tells the delivery from
+        others; the same one again does nothing more. Each without one is another delivery.
+
+        Raises what the trigger's function raises, and what puts a delivery into the quarantine otherwise.
+
+        >>> [run] = await sandbox.deliver(pushed, Push(after="3f2a"))
+        """
+        self._delivered += 1
+        delivery_id = f"delivery-{self._delivered}" if id is None else id
+        body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
+        if isinstance(payload, str) and trigger.type is str:
+            body = payload.encode()
+        names = {name.lower(): value for name, value in (headers or {}).items()}
+        received = Received(id=delivery_id, body=body, headers=names, at=self.world.now)
+        actions = checked(trigger.name, trigger(trigger.delivery(received)))
+        return [self.run(run) for run in await do(self, trigger.name, delivery_id, actions)]
 
     # --- steps --------------------------------------------------------------------------------------------------------
 

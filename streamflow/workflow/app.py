@@ -35,13 +35,17 @@ from streamflow.workflow.messages import (
     SignalDefinition,
 )
 from streamflow.workflow.retry import Retry
+from streamflow.workflow.trigger import Delivery, Source, Trigger
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 D = TypeVar("D", bound="Step[..., Any] | Startable")
 Parks = Park | Iterable[Park]
 OnParentEnd = Literal["cancel", "abandon", "wait"]
 """What happens to a child when its parent ends first: see `Workflow.options`."""
+
+TriggerFunction = Callable[[Delivery[T]], Any]
 
 _DEFAULT_RETRY = Retry()
 
@@ -500,6 +504,7 @@ class App:
         twin = _twin(self, sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
         if twin is not None:
             self.steps, self.workflows, self.versions = twin.steps, twin.workflows, twin.versions
+            self.triggers = twin.triggers
             return
         self.steps: dict[str, Step[..., Any]] = {}
         """By name."""
@@ -507,6 +512,8 @@ class App:
         """By name; of a workflow with several versions the highest one, which new runs begin with."""
         self.versions: dict[tuple[str, int], Workflow[..., Any]] = {}
         """All versions of workflows, by name and version."""
+        self.triggers: dict[str, Trigger[Any]] = {}
+        """By name."""
 
     @overload
     def step(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Step[P, R]: ...
@@ -662,6 +669,35 @@ class App:
             return reducer
 
         return register if function is None else register(function)
+
+    def trigger(self, source: Source, /, *, name: str | None = None) -> Callable[[TriggerFunction[T]], Trigger[T]]:
+        """Register a plain function that says what each delivery of a source is for.
+
+        It gets an `sf.triggers.Delivery`, whose payload is decoded as its annotation says, and returns what
+        `sf.triggers.start`, `signal` or `signal_with_start` give, a list of these, or None if the delivery is for
+        nothing. It must not act itself: it may be called again for the same delivery, in any process.
+
+        `source`: one of `sf.triggers`, such as `sf.triggers.webhook`. `name`: the function's name by default; what a
+        delivery has started or signalled is known by it, so it must stay the same. `streamflow trigger` serves them.
+
+        Raises `UsageError` for a function of another form or a name that is taken, `InvalidName`.
+
+        >>> @app.trigger(sf.triggers.webhook("/push", signature=sf.triggers.github(sf.triggers.secret("HOOK_SECRET"))))
+        ... def pushed(delivery: sf.triggers.Delivery[Push]) -> sf.triggers.Action:
+        ...     return sf.triggers.start(build, delivery.payload.after, id=f"build-{delivery.payload.after}")
+        """
+        if not isinstance(source, Source):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"@app.trigger is given a source, such as sf.triggers.webhook('/push'), got {source!r}")
+
+        def register(function: TriggerFunction[T]) -> Trigger[T]:
+            trigger = Trigger(source, function, _name_of(function) if name is None else name)
+            known = self.triggers.get(trigger.name)
+            if known is not None and not _is_copy(known.function, function):
+                raise UsageError(f"trigger {trigger.name} is registered twice: give one of them another name")
+            self.triggers[trigger.name] = trigger
+            return trigger
+
+        return register
 
     def _add_version(self, workflow: Workflow[..., Any]) -> None:
         name, version = workflow.name, workflow.version

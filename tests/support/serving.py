@@ -174,6 +174,8 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.paused,
         keys.groups,
         keys.queues,
+        keys.undelivered,
+        keys.files,
         keys.suspects(a_name),
         keys.view("oldest"),
         keys.view("attention"),

@@ -32,6 +32,7 @@ from streamflow.events import PauseEnded, RunCompleted, RunPaused
 from streamflow.http import pages
 from streamflow.model.sharding import Partition, shard_of
 from streamflow.settings import Settings
+from streamflow.store.connection import Call
 from streamflow.store.inspection import NO_SUCH_SCRIPT, missing_permissions
 from streamflow.store.node import Node
 from streamflow.store.roles import ACCESS, Rights, Role, commands_of, rights
@@ -300,6 +301,8 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
     async def run(*words: str) -> str:
         return await site.run(Role.CLIENT, *words)
 
+    await run("trigger", "quarantine", "list")
+    await client.store.one(Call.plain("HSCAN", client.keys.files, 0))  # as a trigger of files does first
     await run("enqueue", "large", "--id", "signalled", "--signal", "more", "--value", "1", "--wait")
     await run("enqueue", "flow", "--id", "one", "--input", "3")
     async with anyio.create_task_group() as following:

@@ -1,0 +1,371 @@
+"""`trigger`: serve triggers: webhooks, streams and files that start runs and signal them.
+
+Owns: its subcommands and their output. Must not: receive, map or do a delivery. Called by: the group in `cli`.
+"""
+
+from __future__ import annotations
+
+import base64
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamflow.cli.app_option import app_option, required_app
+from streamflow.cli.connection import open_client
+from streamflow.cli.event_loop import run_async, run_service
+from streamflow.cli.logs import set_up
+from streamflow.cli.options import json_option, log_options, log_settings_file, server_options
+from streamflow.cli.output import print_json
+from streamflow.errors import StreamflowError, UsageError
+
+if TYPE_CHECKING:
+    from streamflow.client.client import Client
+    from streamflow.triggers.quarantine import DeliveryQuarantine, UndoneDelivery
+    from streamflow.workflow.app import App
+
+_LATE = ("streamflow.triggers.serving",)
+
+
+@click.group()
+def trigger() -> None:
+    """Serve triggers: webhooks, streams and files that start runs and signal them.
+
+    They are functions of an app, registered with @app.trigger. Any number of processes may serve them: nothing is
+    started twice, and nothing acknowledged before the server has it. What can't be processed is put aside, in
+    `trigger quarantine`.
+
+    \b
+    Example:
+      streamflow trigger http --app flows:app --listen 127.0.0.1:8080
+    """
+
+
+@trigger.command("list")
+@app_option
+@json_option
+def list_triggers(app_target: str | None, as_json: bool) -> None:
+    """List an app's triggers, with what they receive from.
+
+    \b
+    Example:
+      streamflow trigger list --app flows:app
+    """
+    app = required_app(app_target, *_LATE)
+    rows = [(name, found.source.kind, found.source.about) for name, found in app.triggers.items()]
+    if as_json:
+        print_json([{"name": name, "kind": kind, "source": about} for name, kind, about in rows])
+        return
+    if not rows:
+        click.echo("the app has no triggers", err=True)
+    from streamflow.screen.sanitize import safe
+
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, _, about in rows:
+        click.echo(f"{name:<{width}}  {safe(about, 500)}")
+
+
+@trigger.command()
+@app_option
+@click.option(
+    "--listen", metavar="HOST:PORT", default="127.0.0.1:8080", show_default=True, help="Address of the HTTP server."
+)
+@server_options
+@log_options
+def http(
+    app_target: str | None,
+    listen: str,
+    redis: str | None,
+    namespace: str | None,
+    log_format: str | None,
+    log_level: str,
+    log_file: str | None,
+) -> None:
+    """Serve an app's webhooks over HTTP.
+
+    Needs `pip install 'streamflowd[triggers]'`. TLS, and limits on how many connections somebody may open, are for the
+    proxy in front of it. On SIGTERM or Ctrl-C it answers what is under way and ends.
+
+    \b
+    Example:
+      streamflow trigger http --app flows:app --listen 0.0.0.0:8080
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--listen is HOST:PORT, as 127.0.0.1:8080, got {listen!r}")
+    set_up(log_format, log_level, file=log_file)
+    app = required_app(app_target, *_LATE)
+
+    async def serve(client: Client) -> None:
+        from streamflow.triggers.serving import serve_http
+
+        await serve_http(app, client, host.strip("[]"), int(port))
+
+    _serve(redis, namespace, serve)
+
+
+@trigger.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@app_option
+@server_options
+@log_options
+def run(
+    names: tuple[str, ...],
+    app_target: str | None,
+    redis: str | None,
+    namespace: str | None,
+    log_format: str | None,
+    log_level: str,
+    log_file: str | None,
+) -> None:
+    """Serve an app's triggers that read from somewhere: streams and files.
+
+    All of them, or those that are named. On SIGTERM or Ctrl-C it ends; what it has not acknowledged is received again.
+
+    \b
+    Example:
+      streamflow trigger run --app flows:app
+    """
+    set_up(log_format, log_level, file=log_file)
+    app = required_app(app_target, *_LATE)
+
+    async def serve(client: Client) -> None:
+        from streamflow.triggers.pulled import PulledSource
+        from streamflow.triggers.serving import chosen, serve_pulled
+
+        triggers = [found for found in chosen(app, names) if isinstance(found.source, PulledSource)]
+        if not triggers:
+            raise UsageError("none of these triggers reads from somewhere: webhooks are served by `trigger http`")
+        await serve_pulled(client, triggers)
+
+    _serve(redis, namespace, serve)
+
+
+def _serve(redis: str | None, namespace: str | None, serve: Any) -> None:
+    """Until a signal."""
+    import anyio
+
+    from streamflow.client.client import connect
+    from streamflow.settings import load_settings
+
+    settings = load_settings({"redis": redis, "namespace": namespace})
+    log_settings_file()
+
+    async def service() -> None:
+        async with connect(settings.redis, namespace=settings.namespace) as client:
+            await client.read_namespace()
+            async with anyio.create_task_group() as tasks:
+
+                async def stop() -> None:
+                    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                        async for _ in signals:
+                            tasks.cancel_scope.cancel()
+
+                tasks.start_soon(stop)
+                await serve(client)
+                tasks.cancel_scope.cancel()
+
+    run_service(service, settings)
+
+
+@trigger.group("quarantine")
+def quarantined() -> None:
+    """List, show, redrive or drop deliveries that could not be processed.
+
+    \b
+    Example:
+      streamflow trigger quarantine list
+    """
+
+
+@quarantined.command("list")
+@click.option("--trigger", "name", metavar="NAME", default="", help="Only those of this trigger.")
+@server_options
+@json_option
+def list_deliveries(name: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """List quarantined deliveries, newest first.
+
+    \b
+    Example:
+      streamflow trigger quarantine list --trigger pushed
+    """
+
+    async def fetch() -> list[UndoneDelivery]:
+        async with open_client(redis, namespace) as client:
+            return await _quarantine(client).list(name)
+
+    found = run_async(fetch)
+    if as_json:
+        print_json([_plain(one) for one in found])
+        return
+    if not found:
+        click.echo("no deliveries are quarantined", err=True)
+    from streamflow.screen.sanitize import safe
+
+    for one in found:
+        click.echo(f"{one.id}  {one.at:%Y-%m-%d %H:%M:%S}  {safe(one.reason, 500)}")
+
+
+@quarantined.command("show")
+@click.argument("delivery", metavar="ID")
+@server_options
+@json_option
+def show_delivery(delivery: str, redis: str | None, namespace: str | None, as_json: bool) -> None:
+    """Show one delivery with its headers and body.
+
+    \b
+    Example:
+      streamflow trigger quarantine show pushed/1f0c
+    """
+
+    async def fetch() -> UndoneDelivery | None:
+        async with open_client(redis, namespace) as client:
+            return await _quarantine(client).find(delivery)
+
+    one = _found(run_async(fetch), delivery)
+    if as_json:
+        print_json({**_plain(one), "headers": one.received.headers, "body": base64.b64encode(one.body).decode()})
+        return
+    from streamflow.screen.sanitize import safe
+
+    lines = [("trigger", one.trigger), ("delivery", one.delivery_id), ("since", f"{one.at:%Y-%m-%d %H:%M:%S}")]
+    lines += [("reason", one.reason), ("size", f"{one.size:,} bytes")]
+    lines += [(f"header {name}", value) for name, value in one.received.headers.items()]
+    for label, text in [*lines, ("body", one.body.decode(errors="replace"))]:
+        click.echo(f"{label:<10}{safe(text, 4000)}")
+
+
+@quarantined.command()
+@click.argument("deliveries", nargs=-1, metavar="[ID]...")
+@click.option("--trigger", "name", metavar="NAME", default="", help="All of this trigger.")
+@click.option("--all", "everything", is_flag=True, help="All deliveries.")
+@app_option
+@server_options
+@json_option
+def redrive(
+    deliveries: tuple[str, ...],
+    name: str,
+    everything: bool,
+    app_target: str | None,
+    redis: str | None,
+    namespace: str | None,
+    as_json: bool,
+) -> int:
+    """Process deliveries again, with the app's functions as they are now.
+
+    One that is processed leaves the quarantine; of those that can't be, the exit code is 1.
+
+    \b
+    Example:
+      streamflow trigger quarantine redrive --trigger pushed --app flows:app
+    """
+    _check_choice(deliveries, name, everything)
+    app = required_app(app_target, *_LATE)
+
+    async def work() -> list[dict[str, Any]]:
+        async with open_client(redis, namespace) as client:
+            quarantine = _quarantine(client)
+            return [
+                await _redriven(app, client, quarantine, one) for one in await _chosen(quarantine, deliveries, name)
+            ]
+
+    done = run_async(work)
+    _print_done(done, as_json)
+    return 0 if all(one["outcome"] == "redriven" for one in done) else 1
+
+
+@quarantined.command()
+@click.argument("deliveries", nargs=-1, metavar="[ID]...")
+@click.option("--trigger", "name", metavar="NAME", default="", help="All of this trigger.")
+@click.option("--all", "everything", is_flag=True, help="All deliveries.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@server_options
+@json_option
+def drop(
+    deliveries: tuple[str, ...],
+    name: str,
+    everything: bool,
+    yes: bool,
+    redis: str | None,
+    namespace: str | None,
+    as_json: bool,
+) -> None:
+    """Delete deliveries from the quarantine, which can't be undone.
+
+    \b
+    Example:
+      streamflow trigger quarantine drop pushed/1f0c
+    """
+    _check_choice(deliveries, name, everything)
+    if not deliveries and not yes:
+        click.confirm("Drop all of these deliveries?", abort=True, err=True)
+
+    async def work() -> list[dict[str, Any]]:
+        async with open_client(redis, namespace) as client:
+            quarantine = _quarantine(client)
+            done: list[dict[str, Any]] = []
+            for one in await _chosen(quarantine, deliveries, name):
+                await quarantine.drop(one.id)
+                done.append({"id": one.id, "outcome": "dropped"})
+            return done
+
+    _print_done(run_async(work), as_json)
+
+
+def _quarantine(client: Client) -> DeliveryQuarantine:
+    from streamflow.triggers.quarantine import DeliveryQuarantine
+
+    return DeliveryQuarantine(client)
+
+
+async def _chosen(quarantine: DeliveryQuarantine, ids: tuple[str, ...], name: str) -> list[UndoneDelivery]:
+    if not ids:
+        return await quarantine.list(name)
+    return [_found(await quarantine.find(one), one) for one in ids]
+
+
+async def _redriven(app: App, client: Client, quarantine: DeliveryQuarantine, one: UndoneDelivery) -> dict[str, Any]:
+    from streamflow.triggers.receiver import Receiver
+
+    known = app.triggers.get(one.trigger)
+    if known is None:
+        return {"id": one.id, "outcome": "stays", "reason": f"the app has no trigger {one.trigger}"}
+    try:
+        runs = await Receiver(client, known).process(one.received)
+    except Exception as error:
+        return {"id": one.id, "outcome": "stays", "reason": f"{type(error).__name__}: {error}"}
+    await quarantine.drop(one.id)
+    return {"id": one.id, "outcome": "redriven", "runs": runs}
+
+
+def _found(one: UndoneDelivery | None, given: str) -> UndoneDelivery:
+    if one is None:
+        raise StreamflowError(f"delivery {given} is not in the quarantine: it was redriven or dropped")
+    return one
+
+
+def _check_choice(ids: tuple[str, ...], name: str, everything: bool) -> None:
+    if sum((bool(ids), bool(name), everything)) != 1:
+        raise UsageError("which deliveries? Name their IDs, or give --trigger NAME, or --all")
+
+
+def _plain(one: UndoneDelivery) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "trigger": one.trigger,
+        "delivery": one.delivery_id,
+        "at": one.at.isoformat(),
+        "reason": one.reason,
+        "size": one.size,
+    }
+
+
+def _print_done(done: list[dict[str, Any]], as_json: bool) -> None:
+    from streamflow.screen.sanitize import safe
+
+    if as_json:
+        print_json(done)
+        return
+    for one in done:
+        more = one.get("reason") or ", ".join(one.get("runs", []))
+        click.echo(safe(f"{one['id']}: {one['outcome']}{f': {more}' if more else ''}", 2000))

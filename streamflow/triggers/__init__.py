@@ -1,0 +1,46 @@
+"""PUBLIC: triggers: what comes from outside starts runs and signals them. `sf.triggers` in code that registers them."""
+
+from __future__ import annotations
+
+from streamflow.triggers.actions import (
+    Action,
+    Actions,
+    SignalRun,
+    SignalWithStart,
+    StartRun,
+    signal,
+    signal_with_start,
+    start,
+)
+from streamflow.triggers.files import File, files
+from streamflow.triggers.http import Webhooks, webhook
+from streamflow.triggers.secret import Secret, secret
+from streamflow.triggers.signatures import Signature, github, hmac, slack, stripe
+from streamflow.triggers.stream import stream
+from streamflow.workflow.trigger import Delivery, Source, Trigger
+
+__all__ = [
+    "Action",
+    "Actions",
+    "Delivery",
+    "File",
+    "Secret",
+    "SignalRun",
+    "SignalWithStart",
+    "Signature",
+    "Source",
+    "StartRun",
+    "Trigger",
+    "Webhooks",
+    "files",
+    "github",
+    "hmac",
+    "secret",
+    "signal",
+    "signal_with_start",
+    "slack",
+    "start",
+    "stream",
+    "stripe",
+    "webhook",
+]

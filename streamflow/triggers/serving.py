@@ -1,0 +1,96 @@
+"""A process that serves triggers: the loops of those that are read from, and the HTTP server of webhooks.
+
+Owns: which of an app's triggers it serves, and that they end together. Must not: know a kind but webhooks. Called by:
+the command `trigger`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection, Generator
+from typing import Any
+
+import anyio
+
+from streamflow.client.client import Client
+from streamflow.errors import UsageError
+from streamflow.triggers.http import Webhook, Webhooks
+from streamflow.triggers.pulled import PulledSource, keep_serving
+from streamflow.triggers.receiver import Receiver
+from streamflow.workflow.app import App
+from streamflow.workflow.trigger import Trigger
+
+_log = logging.getLogger("streamflow.triggers")
+
+CONNECTIONS = 1000
+"""Connections of the HTTP server; it closes those that come beyond."""
+DRAIN_SECONDS = 15
+
+
+def chosen(app: App, names: Collection[str]) -> list[Trigger[Any]]:
+    """The triggers of these names, all without names. Raises `UsageError`."""
+    unknown = [name for name in names if name not in app.triggers]
+    if unknown:
+        known = ", ".join(app.triggers) or "none"
+        raise UsageError(f"the app has no trigger {unknown[0]!r}; it has: {known}")
+    return [trigger for name, trigger in app.triggers.items() if not names or name in names]
+
+
+async def serve_pulled(client: Client, triggers: Collection[Trigger[Any]]) -> None:
+    """Serve those that are read from, until cancelled."""
+    async with anyio.create_task_group() as tasks:
+        for trigger in triggers:
+            if isinstance(trigger.source, PulledSource):
+                tasks.start_soon(keep_serving, trigger.source, Receiver(client, trigger))
+                _log.info("trigger %s receives from %s", trigger.name, trigger.source.about)
+
+
+async def serve_http(app: App, client: Client, host: str, port: int) -> None:
+    """Serve the webhooks of an app until cancelled; requests that are under way are answered. Raises `UsageError` if
+    there are none, if uvicorn is missing, or if the address can't be used."""
+    if not any(isinstance(trigger.source, Webhook) for trigger in app.triggers.values()):
+        raise UsageError("the app has no webhook: register one with @app.trigger(sf.triggers.webhook('/path'))")
+    try:
+        import uvicorn
+    except ImportError:
+        raise UsageError("webhooks need an HTTP server: pip install 'streamflowd[triggers]'") from None
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None]:  # the command has its own handlers
+            yield
+
+    webhooks = Webhooks(app, client)
+    server = Server(
+        uvicorn.Config(
+            webhooks,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            ws="none",
+        )
+    )
+    for path in webhooks.paths:
+        _log.info("webhook http://%s:%d%s", host, port, path)
+
+    async def stop_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            server.should_exit = True
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_when_cancelled)
+        with anyio.CancelScope(shield=True):
+            try:
+                await server.serve()
+            except SystemExit:
+                raise UsageError(f"could not listen on {host}:{port}: is it in use?") from None
+        tasks.cancel_scope.cancel()
