@@ -140,6 +140,7 @@ class StatusCollector:
             (keys.queues, Call.plain("HKEYS", keys.queues)),
             (keys.paused, read_pauses(keys)),
             (keys.served, Call.plain("HGETALL", keys.served)),
+            (keys.undelivered, Call.plain("HLEN", keys.undelivered)),
             (keys.view(_VIEW_NAMES[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES))),
             *infos,
             *policies,
@@ -147,7 +148,7 @@ class StatusCollector:
             *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
             *((shard.poison, Call.plain("XLEN", shard.poison)) for shard in shards),
         ]
-        clock, members, workers, queues, pauses, served, merged, *rest = await send_to_each(
+        clock, members, workers, queues, pauses, served, undelivered, merged, *rest = await send_to_each(
             client.store, calls, PATIENCE
         )
         for answer in (clock, members, merged):
@@ -189,6 +190,7 @@ class StatusCollector:
         status.queues = await queues_of(client, [*{*names, *paused}], paused, namespace.shards, PATIENCE)
         status.oldest_waits = await self._oldest_waits(namespace, [run_id for run_id, _, _ in status.oldest])
         status.groups = await self._read_groups(status.as_of)
+        status.undelivered = 0 if isinstance(undelivered, StoreError) else undelivered
         if shards:
             status.quarantine = await self._quarantined(quarantines)
         if self._with_lag and shards:

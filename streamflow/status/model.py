@@ -178,6 +178,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """What the oldest runs wait for, by run id, of those that are still open."""
     quarantine: Quarantined | None = None
     """None: not read. The view `quarantine` counts all that have ever been there."""
+    undelivered: int = 0
+    """Deliveries of triggers that are in their quarantine."""
     warnings: list[str] = []
     """What can't be shown, and why."""
 

@@ -114,6 +114,9 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     if quarantined := _quarantined(status):
         text = f"{plural(quarantined, 'message')} quarantined"
         found.add("warning", "quarantined", text, "streamflow quarantine list")
+    if status.undelivered:
+        text = f"{status.undelivered:,} {'delivery' if status.undelivered == 1 else 'deliveries'} quarantined"
+        found.add("warning", "undelivered", text, "streamflow trigger quarantine list")
     return sorted(found.sentences, key=lambda sentence: _LEVELS.index(sentence.level))
 
 

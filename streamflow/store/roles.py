@@ -68,14 +68,26 @@ class Rights(msgspec.Struct, frozen=True):
 IN_CLUSTER = ("CLUSTER NODES", "ASKING")
 """What a cluster is asked besides. Also for users of a single server, which may become one of a cluster."""
 _LOOKS = (
-    *("MGET", "HGET", "HMGET", "HGETALL", "HKEYS", "LINDEX", "LRANGE", "ZCARD", "ZREVRANGE", "ZREVRANGEBYSCORE"),
+    *(
+        "MGET",
+        "HGET",
+        "HMGET",
+        "HGETALL",
+        "HKEYS",
+        "HLEN",
+        "LINDEX",
+        "LRANGE",
+        "ZCARD",
+        "ZREVRANGE",
+        "ZREVRANGEBYSCORE",
+    ),
     *("XLEN", "XRANGE", "XREVRANGE", "XREAD"),
     *("INFO", "TIME", "PING", "SSUBSCRIBE", "SUNSUBSCRIBE", "SELECT", *IN_CLUSTER),
 )
 """What the client sends to see runs, results, histories, logs and the status. Not CONFIG GET, with which `status` would
 learn the policy of the append-only file: it also shows the passwords in the server's configuration."""
 
-_OF_TRIGGERS = ("HLEN", "HEXISTS", "HSCAN", "HDEL")
+_OF_TRIGGERS = ("HEXISTS", "HSCAN", "HDEL")
 """What a client sends besides that serves triggers."""
 
 _READS_OF_DAEMON = (

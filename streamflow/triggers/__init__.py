@@ -12,6 +12,7 @@ from streamflow.triggers.actions import (
     signal_with_start,
     start,
 )
+from streamflow.triggers.completion import Completed, completed
 from streamflow.triggers.files import File, files
 from streamflow.triggers.http import Webhooks, webhook
 from streamflow.triggers.secret import Secret, secret
@@ -22,6 +23,7 @@ from streamflow.workflow.trigger import Delivery, Source, Trigger
 __all__ = [
     "Action",
     "Actions",
+    "Completed",
     "Delivery",
     "File",
     "Secret",
@@ -32,6 +34,7 @@ __all__ = [
     "StartRun",
     "Trigger",
     "Webhooks",
+    "completed",
     "files",
     "github",
     "hmac",

@@ -472,6 +472,47 @@ async def test_a_file_that_still_grows_is_not_delivered(serve: Serve, tmp_path: 
         assert await client.run(run.id).result(10) == "built whole.csv"
 
 
+# --- completed runs ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_starts_where_one_of_another_workflow_has_completed(serve: Serve) -> None:
+    flows = sf.App()
+
+    @flows.workflow
+    async def order(number: int) -> dict[str, int]:
+        if number < 0:
+            raise ValueError("no such order")
+        return {"number": number}
+
+    @flows.workflow
+    async def ship(number: int) -> str:
+        return f"shipped {number}"
+
+    @flows.trigger(triggers.completed(order, from_="oldest"))
+    def ordered(delivery: triggers.Delivery[triggers.Completed[dict[str, int]]]) -> triggers.Action:
+        number = delivery.payload.result["number"]
+        return triggers.start(ship, number, id=f"ship-{delivery.payload.run_id}")
+
+    async with serve(flows) as (client, _):
+        for number in (1, -2, 3):
+            await client.start(order, number, id=f"order-{number}")
+        async with receiving(client, ordered):
+
+            async def both_are_there() -> bool:
+                return len(await client.runs(workflow="ship")) == 2
+
+            await until(both_are_there)
+        await client.start(order, 4, id="order-4")
+        await client.run("order-4").result(10)
+        async with receiving(client, ordered), receiving(client, ordered):  # goes on where it was
+
+            async def three_are_there() -> bool:
+                return len(await client.runs(workflow="ship", status="completed")) == 3
+
+            await until(three_are_there)
+        assert await client.run("ship-order-4").result(10) == "shipped 4"
+
+
 # --- in tests ---------------------------------------------------------------------------------------------------------
 
 

@@ -118,7 +118,7 @@ def run(
     log_level: str,
     log_file: str | None,
 ) -> None:
-    """Serve an app's triggers that read from somewhere: streams and files.
+    """Serve an app's triggers that read from somewhere: streams, files, completed runs.
 
     All of them, or those that are named. On SIGTERM or Ctrl-C it ends; what it has not acknowledged is received again.
 

@@ -188,6 +188,10 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
         status(quarantine=Quarantined(count=1)),
         Sentence("warning", "quarantined", "1 message quarantined", "streamflow quarantine list"),
     ),
+    "undelivered": (
+        status(undelivered=2),
+        Sentence("warning", "undelivered", "2 deliveries quarantined", "streamflow trigger quarantine list"),
+    ),
     "aof_off": (status(server=Server(aof="off")), Sentence("note", "aof_off", "AOF off", "streamflow check")),
     "workflow_paused": (
         status(paused={"order": Pause(1, "kim@box", "429")}, views=VIEWS_OF_ORDER),
