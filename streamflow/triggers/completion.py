@@ -50,7 +50,7 @@ class Completion(PulledSource):
 
     def __init__(self, workflow: str, from_: From) -> None:
         self.workflow = workflow
-        self._from = from_
+        self._from: From = from_
 
     @property
     def about(self) -> str:

@@ -231,6 +231,12 @@ async def test_while_the_server_is_away_the_sender_keeps_the_delivery() -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
+async def test_without_a_namespace_nothing_is_taken(embedded_server: EmbeddedServer) -> None:
+    async with sf.connect(embedded_server.url, namespace="missing") as client, posting(client) as post:
+        assert (await post("/click", "kim shoes")).status_code == 503
+        assert await DeliveryQuarantine(client).count() == 0
+
+
 # --- what can't be processed ------------------------------------------------------------------------------------------
 
 
