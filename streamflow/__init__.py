@@ -7,7 +7,7 @@ The public API: `import streamflow as sf`. Owns: its names. Must not: define any
   `race`, `task_group`, `timeout`; `start` begins a child; `saga` undoes, `publish` and `set_attributes` show;
   `now`, `random` and `uuid4` are the same in each replay.
 - In a step, `step_info`, `heartbeat`, `emit` and `cancelled`; raise `Fatal` to end its attempts, `RetryLater` to say
-  when.
+  when. In both `record`, for views.
 - From outside, `async with connect() as client:` (`Client`) starts a run and gives its handle (`Run`); `local` needs no
   server. Tests use `streamflow.testing`.
 - `@app.trigger` has webhooks, streams and files start runs and signal them: `triggers`.
@@ -58,6 +58,7 @@ from streamflow.errors import (
     StoreUnavailable,
     StreamflowError,
     Unconfirmed,
+    UnknownView,
     UnknownWorkflow,
     UsageError,
 )
@@ -67,6 +68,8 @@ from streamflow.model.record import Status
 from streamflow.model.waits import QueuePlace, StepHolder, Wait
 from streamflow.steps.context import StepInfo, cancelled, emit, heartbeat, step_info
 from streamflow.version import __version__
+from streamflow.views.aggregates import count, highest, histogram, lowest, total
+from streamflow.views.reading import ViewReading, ViewRow, ViewWindow
 from streamflow.workflow.actions import Child, Question
 from streamflow.workflow.api import (
     RunInfo,
@@ -93,6 +96,7 @@ from streamflow.workflow.api import (
 from streamflow.workflow.app import App
 from streamflow.workflow.concurrency import TaskGroup
 from streamflow.workflow.messages import PublishedDefinition, QuestionDefinition, SignalDefinition
+from streamflow.workflow.recording import record
 from streamflow.workflow.reducer import (
     Answer,
     Asked,
@@ -112,6 +116,7 @@ from streamflow.workflow.reducer import (
 )
 from streamflow.workflow.retry import NO_RETRY, Retry
 from streamflow.workflow.run_logger import logger
+from streamflow.workflow.view import View, ViewEvent
 
 if TYPE_CHECKING:
     from streamflow import triggers
@@ -255,20 +260,30 @@ __all__ = [
     "TaskGroup",
     "TimerDone",
     "Unconfirmed",
+    "UnknownView",
     "UnknownWorkflow",
     "UsageError",
+    "View",
+    "ViewEvent",
+    "ViewReading",
+    "ViewRow",
+    "ViewWindow",
     "Wait",
     "WorkflowInfo",
     "__version__",
     "cancelled",
     "connect",
+    "count",
     "emit",
     "events",
     "gather",
     "heartbeat",
+    "highest",
+    "histogram",
     "info",
     "local",
     "logger",
+    "lowest",
     "map",
     "now",
     "patched",
@@ -276,6 +291,7 @@ __all__ = [
     "question",
     "race",
     "random",
+    "record",
     "saga",
     "send_signal",
     "set_attributes",
@@ -286,6 +302,7 @@ __all__ = [
     "step_info",
     "task_group",
     "timeout",
+    "total",
     "triggers",
     "uuid4",
 ]

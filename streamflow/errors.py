@@ -8,6 +8,7 @@ Must not: import anything from the rest of the package but `text.py`. Called by:
     │   ├── InvalidName             an id, tenant or name outside the alphabet or too long
     │   ├── PayloadTooLarge         a payload above 2 MB
     │   ├── PayloadInvalid          can't be encoded, can't be decoded as the declared type, nested too deep
+    │   ├── UnknownView             no daemon has merged a view of that name
     │   ├── UnknownWorkflow         no daemon has registered the workflow
     │   └── ForeignAwait            a workflow awaited something that is not streamflow's
     ├── StoreError                  the server refused a command or can't be reached
@@ -208,6 +209,10 @@ class PayloadInvalid(UsageError):
 
 class UnknownWorkflow(UsageError):
     """No daemon has registered the workflow; the message lists the known names."""
+
+
+class UnknownView(UsageError):
+    """No daemon has counted a view of that name; the message lists the known names."""
 
 
 class ForeignAwait(UsageError):

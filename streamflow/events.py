@@ -302,6 +302,24 @@ class Patched(HistoryEvent, tag="patched", frozen=True, gc=False):
     name: str
 
 
+class Recorded(HistoryEvent, tag="recorded", frozen=True, gc=False):
+    """`sf.record(name, value, **labels)` was called: a number for views. It is neither a fact nor a decision: no code
+    gets it, and a replay skips it.
+
+    `step`, `seq` and `attempt` say which attempt of a step has called it: then it stands behind that attempt's outcome,
+    with which it was committed. They are empty and 0 if the run's own code has.
+    """
+
+    workflow: str
+    tenant: str
+    name: str
+    value: int | float
+    labels: dict[str, str] = {}
+    step: str = ""
+    seq: int = 0
+    attempt: int = 0
+
+
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
@@ -544,6 +562,7 @@ AnyEvent = (
     | TimeoutSet
     | TimeoutReached
     | RunForked
+    | Recorded
 )
 """Any event of a history or a log."""
 

@@ -41,6 +41,7 @@ from streamflow.model.reports import StepBeat
 from streamflow.model.trace_context import checked
 from streamflow.store.kernel import Delivery
 from streamflow.workflow.actions import StepJob
+from streamflow.workflow.recording import Record, fits
 
 
 class InboxMessage(msgspec.Struct, frozen=True):
@@ -125,6 +126,7 @@ class _Outcome(msgspec.Struct):
     kinds: tuple[str, ...] = ()
     to_blame: bool = False
     mark: bytes = b""
+    records: tuple[Record, ...] = ()
 
 
 _outcome = msgspec.msgpack.Decoder(_Outcome)
@@ -282,6 +284,8 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             outcome = _outcome.decode(message.body)
             if not 0 <= outcome.ms <= MAX_STEP_MS:  # false for NaN, too: the views add durations up
                 raise BadMessage(f"an outcome with a duration of {outcome.ms} ms")
+            if outcome.records and not fits(outcome.records):
+                raise BadMessage(f"an outcome with {len(outcome.records)} recorded values, more or others than allowed")
             result = outcome.result.copy() if outcome.failure is None else None
             return Outcome(
                 outcome.seq,
@@ -294,6 +298,7 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
                 outcome.kinds,
                 outcome.to_blame,
                 outcome.mark,
+                outcome.records,
             )
         if message.kind == "returned":
             seq, attempt, details = _returned.decode(message.body)

@@ -41,6 +41,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "signal": "Send a signal to a run.",
         "ask": "Ask a run a question and print its answer.",
         "read": "Print the values that a run has published.",
+        "view": "Print a view of an app: the largest keys of its newest window.",
         "logs": "Show what a run and its steps have logged, where that is in a file.",
         "retry": "Have a run go on that has failed, from where it failed, or is stuck.",
         "fork": "Start a new run that shares a run's history up to an event.",

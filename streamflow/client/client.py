@@ -48,6 +48,7 @@ from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
 from streamflow.client.starting import OnExisting, asked_for, check_existing, own_arguments, replaced
 from streamflow.client.streams import EmittedChunk, StreamFacts, StreamPosition
+from streamflow.client.views import read_view, view_names
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.client.with_start import (
@@ -97,9 +98,11 @@ from streamflow.store.pauses import (
 )
 from streamflow.store.queues import clock_of
 from streamflow.store.router import open_store
+from streamflow.views.reading import ViewReading
 from streamflow.wire import encode_fork
 from streamflow.workflow.app import Reducer, Startable, Workflow
 from streamflow.workflow.messages import UNDECLARED, Declared, QuestionDefinition, SignalDefinition
+from streamflow.workflow.view import View
 
 if TYPE_CHECKING:
     from streamflow.client.consumer import Resume
@@ -1143,6 +1146,22 @@ class Client:
             record = await self._record_of(run.id, incarnation_of(header))
             forking.check_same(run.id, record, fork, anywhere=anywhere)
         return run
+
+    async def view(self, view: str | View, /, *, since: datetime | None = None, **labels: str | int) -> ViewReading:
+        """Read a view of an app, as it was merged last: about a second ago.
+
+        `labels`: only keys that have these. `since`: only windows that begin at or after that aware datetime. Raises
+        `UnknownView` if no daemon has counted it yet.
+
+        >>> cost = await client.view("cost", tenant="acme")
+        >>> cost.rows[0].key["model"], cost.rows[0].value
+        """
+        found = {name: str(value) for name, value in labels.items()}
+        return await read_view(self.store, self.keys, view, found, since)
+
+    async def views(self) -> list[str]:
+        """The names of the views of apps that daemons have counted."""
+        return await view_names(self.store, self.keys)
 
     async def _is_safe(self, session: Session, shard: int, history: int) -> bool:
         """A result that was read counts when what it came from is as safe as the namespace's `durability` asks for.

@@ -1,6 +1,7 @@
 """What identifies the code of an app: two daemons with the same fingerprint continue runs in the same way.
 
-Owns: what the fingerprint is made from. Must not: run code of the app. Called by: `deploy_check.py`.
+Owns: what the fingerprint is made from. Must not: run code of the app. Called by: `deploy_check.py`;
+`view_folder.py` (`view_version`).
 
 It has everything that is known to decide a replay: names and versions of all definitions, the code of workflow
 functions with the values that they enclose, and the source files of all modules that are neither Python's nor from a
@@ -18,7 +19,9 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any, cast
 
 from streamflow.version import __version__
+from streamflow.views import aggregates
 from streamflow.workflow.app import App, Step
+from streamflow.workflow.view import View
 
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OWN = str(Path(__file__).resolve().parent.parent)
@@ -109,3 +112,22 @@ class _Feed:
         self.text(" ".join((*code.co_names, *code.co_varnames, *code.co_freevars)))
         for constant in code.co_consts:
             self.value(constant)
+
+
+def view_version(view: View) -> str:
+    """12 hex digits that say which code a view has: its aggregate, its key, and what it takes in which windows. Not
+    what only bounds it (`keep`, `top`), and not functions that its code calls: `version=` is for those."""
+    digest = hashlib.sha256()
+    feed = _Feed(lambda text: digest.update(text.encode(errors="replace") + b"\0"))
+    kinds = " ".join(sorted(kind.__name__ for kind in view.kinds))
+    feed.text(f"{kinds} {sorted(view.records)} {view.by} {view.window}")
+    aggregate = view.aggregate
+    feed.text(f"{type(aggregate).__module__}.{type(aggregate).__qualname__}")
+    if type(aggregate).__module__ != aggregates.__name__:  # theirs mean the same in every release
+        for name in ("zero", "fold", "merge", "value"):
+            feed.value(getattr(aggregate, name, None))
+    for name, value in sorted(getattr(aggregate, "__dict__", {}).items()):
+        feed.text(name)
+        feed.value(value)
+    feed.value(view.given_key)
+    return digest.hexdigest()[:12]

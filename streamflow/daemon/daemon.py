@@ -35,6 +35,7 @@ from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.stuck_runs import StuckRuns
 from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.troubles import Troubles
+from streamflow.daemon.view_folder import ViewFolder
 from streamflow.errors import StoreError
 from streamflow.http.loop_lag import LoopLag
 from streamflow.http.pages import Pages, Part
@@ -223,6 +224,7 @@ class Daemon:
                 ("deploy check", self.deploy_check.run),
                 ("stuck runs", self.stuck_runs.run),
                 ("namespace", self.registration.run),
+                *((folder.subject, folder.run) for folder in self.view_folders),
             ):
                 loops.start_soon(supervise, name, loop)
             loops.start_soon(self.reader.run, self.loops)
@@ -280,6 +282,7 @@ class Daemon:
         )
         self.admission = Admission(context, owner)
         self.rollup = Rollup(context, owner)
+        self.view_folders = [ViewFolder(context, owner, self.rollup, view) for view in self.app.views.values()]
         self.retention = Retention(context, owner)
         self.records = StepRecords(context, owner, self.executor)
         self.chunks = self.executor.chunks = ChunkSender(

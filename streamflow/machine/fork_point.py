@@ -25,6 +25,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     PauseEnded,
+    Recorded,
     RunContinued,
     RunForked,
     RunPaused,
@@ -47,7 +48,7 @@ from streamflow.model.record import Header, Status
 
 MOST_BYTES = 6 * 1024 * 1024
 """Of what a fork shares: its first transition has that, and a commit takes 8 MB of one."""
-_DECIDED = (*DECISIONS, *ENDINGS, Patched)
+_DECIDED = (*DECISIONS, *ENDINGS, Patched, Recorded)
 _BEGINNINGS = (RunStarted, StartDue, RunContinued, RunRetried, RunForked)
 """Facts behind which the time stands that the run has, and then what the code decided for them."""
 _INTERRUPTS = (CancelRequested, HistoryLimitReached, TimeoutReached)

@@ -10,7 +10,7 @@ compares its decisions with the recorded ones.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -32,6 +32,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     PauseEnded,
+    Recorded,
     RunContinued,
     RunForked,
     RunPaused,
@@ -52,7 +53,15 @@ from streamflow.events import (
     Transition,
 )
 from streamflow.machine.coroutines import CoroutineMachine
-from streamflow.machine.retry_point import GapBegins, GapForked, RetryPoint, Void, first_position, with_gaps
+from streamflow.machine.retry_point import (
+    GapBegins,
+    GapForked,
+    RetryPoint,
+    Void,
+    VoidRecord,
+    first_position,
+    with_gaps,
+)
 from streamflow.machine.transition import Effects, Ending, Oversize
 from streamflow.model.attributes import FORKED_FROM, Attribute, merged
 from streamflow.model.codec import is_same_value
@@ -63,6 +72,7 @@ from streamflow.model.sharding import Partition, child_again, is_same_child
 from streamflow.workflow.actions import ChildCall
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import DONE, Operation, Unwinding
+from streamflow.workflow.recording import Record
 
 if TYPE_CHECKING:
     from streamflow.workflow.awaitable import D
@@ -72,7 +82,7 @@ PIECE = 32
 MAX_SHOWN = 200
 """Characters of arguments in the report of a divergence."""
 _TIMES_SET = (StartDelayed, TimeoutSet)
-_RETRIES = frozenset({Void, GapBegins, GapForked, RunRetried, RunForked})
+_RETRIES = frozenset({Void, GapBegins, GapForked, VoidRecord, RunRetried, RunForked})
 _DELIVERED = (RunStarted, StartDue, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
 
@@ -99,6 +109,7 @@ class WorkflowMachine(CoroutineMachine):
         "_own_id",
         "_position",
         "_published",
+        "_record_made",
         "_recorded",
         "_replayed",
     )
@@ -121,6 +132,8 @@ class WorkflowMachine(CoroutineMachine):
         """Of a fork, in a replay: the ids that it has behind each `RunForked`, the next one last."""
         self._published: dict[str, bytes] | None = None
         """What was published in the history that it shares, while it begins."""
+        self._record_made: Counter[tuple[object, ...]] | None = None
+        """What its code had recorded before the run was retried from before that: it counts once."""
 
     def replay(
         self, transitions: list[Transition], retry: RetryPoint | None = None, fork: RunForked | None = None
@@ -235,8 +248,8 @@ class WorkflowMachine(CoroutineMachine):
             self._timed_out(event)
         elif isinstance(event, _TIMES_SET):
             self._track(event)
-        elif isinstance(event, Patched):
-            self._skip_patch(event)
+        elif isinstance(event, Patched | Recorded):
+            self._skip(event)
         elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
             raise _Divergence(self._position - 1, self._expected(event), "not make this decision")
         else:
@@ -271,6 +284,10 @@ class WorkflowMachine(CoroutineMachine):
         elif isinstance(event, GapBegins):
             self.stuck = True
             return event.fact
+        elif isinstance(event, VoidRecord):
+            if self._record_made is None:
+                self._record_made = Counter()
+            self._record_made[_record_key(event.record)] += 1
         return None
 
     def _carry_time(self) -> None:
@@ -300,7 +317,7 @@ class WorkflowMachine(CoroutineMachine):
         self.created = event.created
         self.started = self.at
         self.seq = max(self.seq, event.seq)
-        self._rng = None
+        self._rng = self._record_made = None
 
     def _go_on_as(self, event: RunForked) -> None:
         """What was open begins again, and the code gets what it hasn't got."""
@@ -399,6 +416,12 @@ class WorkflowMachine(CoroutineMachine):
             self._published[key] = data
         super().publish(key, data)
 
+    def record(self, record: Record) -> None:
+        if self._record_made and self._record_made[key := _record_key(record)]:
+            self._record_made[key] -= 1
+            return
+        super().record(record)
+
     def _note_stopped(self, event: RunStuck | RunPaused) -> None:
         self.stuck = True
         self.paused_by = event if isinstance(event, RunPaused) else None
@@ -465,8 +488,8 @@ class WorkflowMachine(CoroutineMachine):
             self._compare(event)
 
     def _compare(self, event: AnyEvent, value: object = None) -> AnyEvent:
-        while isinstance(recorded := self._following(), Patched):
-            self._skip_patch(recorded)
+        while isinstance(recorded := self._following(), Patched | Recorded):
+            self._skip(recorded)
             self._position += 1
         if (
             type(recorded) is not type(event)
@@ -521,7 +544,7 @@ class WorkflowMachine(CoroutineMachine):
 
     def was_refused(self, event: SignalReceived | AskReceived) -> bool:
         further = 0
-        while isinstance(following := self._following(further), Patched):
+        while isinstance(following := self._following(further), Patched | Recorded):
             further += 1
         if isinstance(following, SignalSkipped) and isinstance(event, SignalReceived):
             is_refusal = following.name == event.name
@@ -531,7 +554,7 @@ class WorkflowMachine(CoroutineMachine):
             is_refusal = False
         if is_refusal:
             for _ in range(further):
-                self._skip_patch(cast("Patched", self._following()))
+                self._skip(cast("Patched | Recorded", self._following()))
                 self._position += 1
             self._position += 1
         return is_refusal
@@ -587,19 +610,28 @@ class WorkflowMachine(CoroutineMachine):
             return super()._is_patched(name)
         for position in range(self._position, len(recorded)):
             event = recorded[position]
+            if isinstance(event, Recorded):
+                continue
             if not isinstance(event, Patched):
                 break
             if event.name == name:
                 self._position = position + 1
                 return True
-            self._skip_patch(event)
+            self._skip(event)
         return False
 
-    def _skip_patch(self, event: Patched) -> None:
-        """The code doesn't ask any more, or asks later than when it was recorded: the answer stays the run's."""
+    def _skip(self, event: Patched | Recorded) -> None:
+        """What no code has to make again. Of a patch: it doesn't ask any more, or asks later than when it was recorded:
+        the answer stays the run's."""
+        if isinstance(event, Recorded):
+            return
         if self._patches is None:
             self._patches = {}
         self._patches.setdefault(event.name, True)
+
+
+def _record_key(record: Record | Recorded) -> tuple[object, ...]:
+    return record.name, record.value, *sorted(record.labels.items())
 
 
 def _version(transitions: list[Transition]) -> int | None:

@@ -30,6 +30,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     PauseEnded,
+    Recorded,
     RunContinued,
     RunForked,
     RunPaused,
@@ -81,6 +82,7 @@ _NO_FACTS = (
     HistoryLimitReached,
     Patched,
     PauseEnded,
+    Recorded,
     RunContinued,
     RunPaused,
     RunResumed,
@@ -108,6 +110,12 @@ class GapForked(Void, frozen=True):
     """In the place of a `RunForked` in a gap: who the run is from here on holds all the same."""
 
     fork: RunForked
+
+
+class VoidRecord(Void, frozen=True):
+    """In the place of what the run's code had recorded in the gap of a retry: it counts already."""
+
+    record: Recorded
 
 
 VOID = Void()
@@ -190,12 +198,14 @@ def _goes_on(history: list[Transition]) -> bool:
 def _void(found: list[AnyEvent], begin: int, end: int, *, is_fork: bool = False) -> None:
     """`is_fork`: the gap is that of a fork. If it has one fact, and the time that the run had from then, the code had
     got that before, and gets it once more, whatever it is."""
-    is_once_more = is_fork and all(isinstance(found[i], TimeoutSet) for i in range(begin + 1, end))
+    is_once_more = is_fork and all(isinstance(found[i], TimeoutSet | Recorded) for i in range(begin + 1, end))
     for i in range(begin, end):
         event = found[i]
         counts = is_once_more or isinstance(event, _COUNTS)
         if type(event) is RunForked:
             found[i] = GapForked(event)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        elif type(event) is Recorded and not event.seq and not is_fork:
+            found[i] = VoidRecord(event)  # pyright: ignore[reportArgumentType, reportCallIssue]
         elif i == begin:
             found[i] = GapBegins(event if counts else None)  # pyright: ignore[reportArgumentType, reportCallIssue]
         elif not counts:

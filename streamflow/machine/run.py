@@ -23,6 +23,7 @@ from msgspec import Raw
 from streamflow import errors, events
 from streamflow.errors import ContinueAs, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.events import (
+    ENDINGS,
     NOTHING,
     AskAnswered,
     AskReceived,
@@ -30,6 +31,7 @@ from streamflow.events import (
     ChildCompleted,
     ChildStarted,
     PauseEnded,
+    Recorded,
     RunCompleted,
     RunForked,
     RunResumed,
@@ -78,6 +80,7 @@ from streamflow.model.record import ParentLink, Status, parent_link
 from streamflow.text import recordable
 from streamflow.workflow.actions import ChildCall, SignalSend, SignalWait, StepCall
 from streamflow.workflow.awaitable import Bug, Fiber, Operation, active
+from streamflow.workflow.recording import Record
 
 if TYPE_CHECKING:
     from streamflow.workflow.app import Reducer, Workflow
@@ -341,6 +344,13 @@ class RunMachine(OwnTimes):
                 effects.published = {}
             effects.published[key] = data
 
+    def record(self, record: Record) -> None:
+        """Not when the run has ended, and its code is only closed: an ending is the last event of a run."""
+        recorded = self.effects.events
+        is_over = self.ended or self.ending is not None or bool(recorded and isinstance(recorded[-1], ENDINGS))
+        if self.live and self.effects is not IDLE and not is_over:
+            recorded.append(Recorded(self.workflow, self.tenant, record.name, record.value, record.labels))
+
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.at / 1000, UTC)
 
@@ -419,6 +429,8 @@ class RunMachine(OwnTimes):
             else:
                 event = StepCompleted(call.seq, step.name, outcome.attempt, outcome.ms, result)
                 self.effects.events.append(event)
+                if outcome.records:
+                    self._note_records(step.name, outcome)
                 self._close_step(call)
                 self._deliver(event, call, value, None)
                 return
@@ -433,9 +445,25 @@ class RunMachine(OwnTimes):
                 call.seq, step.name, outcome.attempt, outcome.ms, failure, 0, outcome.details, kinds=outcome.kinds
             )
             self.effects.events.append(event)
+            self._note_records(step.name, outcome)
             self._track(event)
             return
         self._take_failure(call, outcome, failure, permanent, self.clock)
+
+    def _note_records(self, step: str, outcome: Outcome) -> None:
+        """What the attempt has recorded for views, behind its outcome."""
+        for record in outcome.records:
+            event = Recorded(
+                self.workflow,
+                self.tenant,
+                record.name,
+                record.value,
+                record.labels,
+                step,
+                outcome.seq,
+                outcome.attempt,
+            )
+            self.effects.events.append(event)
 
     def _take_failure(self, call: StepCall, outcome: Outcome, failure: Failure, permanent: bool, at: int) -> None:
         """An attempt failed at `at`: retry the step, or fail it, as the policy of the call says."""
@@ -462,6 +490,7 @@ class RunMachine(OwnTimes):
         if is_final:
             event = events.StepFailed(call.seq, step.name, outcome.attempt, outcome.ms, failure)
             self.effects.events.append(event)
+            self._note_records(step.name, outcome)
             self._track(event)
             self._deliver(event, call, None, errors.StepFailed(step.name, outcome.attempt, failure))
             return
@@ -476,6 +505,7 @@ class RunMachine(OwnTimes):
             blamed=is_lost and outcome.to_blame,
         )
         self.effects.events.append(event)
+        self._note_records(step.name, outcome)
         self._track(event)
 
     def _decline(self, call: StepCall, outcome: Outcome, failure: Failure) -> None:

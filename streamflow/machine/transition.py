@@ -30,6 +30,7 @@ from streamflow.events import (
 from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.actions import StepJob
+from streamflow.workflow.recording import Record
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
     `details`: the last value that it reported with `sf.heartbeat`; after a failure the next attempt gets it. `kinds`:
     the names of the error's class and of its bases; the run compares them with `never` of the call's retry policy,
     which the process that ran the attempt doesn't know. `to_blame`: its process died, and nothing else that it ran is
-    suspect. `mark`: of what ran, from a queue (`StepCall.mark`)."""
+    suspect. `mark`: of what ran, from a queue (`StepCall.mark`). `records`: what it has recorded for views."""
 
     seq: int
     attempt: int
@@ -53,6 +54,7 @@ class Outcome(msgspec.Struct, gc=False, omit_defaults=True):
     kinds: tuple[str, ...] = ()
     to_blame: bool = False
     mark: bytes = b""
+    records: tuple[Record, ...] = ()
 
 
 class CompletedChild(msgspec.Struct, array_like=True, frozen=True, gc=False, tag="child-done"):

@@ -22,6 +22,7 @@ from streamflow.events import (
     HistoryLimitReached,
     Patched,
     PauseEnded,
+    Recorded,
     RunContinued,
     RunForked,
     RunPaused,
@@ -54,7 +55,7 @@ PREVIEW = 200
 
 START = 0
 """Instead of a number: the start, if it is delayed."""
-_NO_SPAN_OF = (RunContinued, RunForked, RunRetried)
+_NO_SPAN_OF = (RunContinued, RunForked, RunRetried, Recorded)
 """Their number is the last one that was given, and that of another event."""
 
 
@@ -64,7 +65,7 @@ class Span:
     `failures` are about these."""
 
     kind: str
-    """step, timer, child, signal, sent, ask, patch, continued, limit, stuck, paused, retried or cancel."""
+    """step, timer, child, signal, sent, ask, patch, record, continued, limit, stuck, paused, retried or cancel."""
     name: str
     start: int
     end: int | None = None
@@ -176,6 +177,8 @@ def _begin(at: int, event: AnyEvent) -> Span | None:
             return Span("ask", event.name, at, note=preview(event.value, PREVIEW))
         case Patched():
             return Span("patch", event.name, at, at)
+        case Recorded():
+            return Span("record", event.name, at, at, note=recorded_text(event))
         case RunContinued():
             return Span("continued", f"generation {event.generation + 1}", at, at, note=preview(event.input, PREVIEW))
         case StartDelayed():
@@ -212,6 +215,13 @@ def retried_text(event: RunRetried) -> str:
     """Who has retried a run, and why."""
     who = f"by {event.by}" if event.by else ""
     return f"{who}: {event.reason}" if who and event.reason else who or event.reason
+
+
+def recorded_text(event: Recorded) -> str:
+    """As `1,234 model=large, by step ask`."""
+    text = f"{event.value:,.6g}" if isinstance(event.value, float) else f"{event.value:,}"
+    labels = "".join(f" {name}={value}" for name, value in event.labels.items())
+    return f"{text}{labels}, by step {event.step}" if event.step else text + labels
 
 
 def _close(stuck: list[Span], at: int) -> list[Span]:

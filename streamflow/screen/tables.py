@@ -26,6 +26,7 @@ from streamflow.events import (
     MessageQuarantined,
     Patched,
     PauseEnded,
+    Recorded,
     RunCompleted,
     RunContinued,
     RunForked,
@@ -53,7 +54,7 @@ from streamflow.model.record import Status
 from streamflow.model.waits import Wait
 from streamflow.screen.payload import preview
 from streamflow.screen.sanitize import safe, safe_text
-from streamflow.screen.spans import forked_text, retried_text
+from streamflow.screen.spans import forked_text, recorded_text, retried_text
 from streamflow.screen.style import BAD, BUSY, FAINT, MUTED, OK, STATUS, WARN, clock, duration, moment, plural
 from streamflow.screen.waits import waits_text
 
@@ -270,6 +271,8 @@ def _facts(event: AnyEvent, at: int) -> list[tuple[str, str]]:
             return [(plural(event.count, "event"), "bold")]
         case Patched():
             return [(event.name, "bold")]
+        case Recorded():
+            return [(event.name, "bold"), (recorded_text(event), MUTED)]
         case StepScheduled():
             return [(f"{event.name} #{event.seq}", "bold"), (preview(event.args, PREVIEW), MUTED)]
         case StepCompleted():

@@ -22,6 +22,7 @@ from streamflow.model import codec
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import active
 from streamflow.workflow.log_fields import attempt
+from streamflow.workflow.recording import Record, Recording
 
 if TYPE_CHECKING:
     from streamflow.machine.transition import Outcome
@@ -69,6 +70,8 @@ class Running(msgspec.Struct):
     job: StepJob
     details: Raw = NOTHING
     """Encoded details that this attempt reported last, or else the attempt before it."""
+    recording: Recording | None = None
+    """What it has recorded with `sf.record`; None for nothing."""
     in_process: bool = False
     """True in the record that only the step's separate process has."""
     task: asyncio.Task[None] | None = None
@@ -100,6 +103,11 @@ class Running(msgspec.Struct):
     """What it has emitted and the server doesn't have (`emitting.Emitted`), once it has emitted something."""
     over: bool = False
     """It ended, timed out or was cancelled: an outcome that still comes is dropped."""
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """What it has recorded so far, for its outcome."""
+        return () if self.recording is None else self.recording.taken()
 
 
 current = cast("contextvars.ContextVar[Running]", attempt)

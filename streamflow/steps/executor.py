@@ -536,9 +536,11 @@ class StepExecutor:
             if self.draining:
                 return None
         if called.failure is None:
-            return Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(called.result))
+            outcome = Outcome(running.job.seq, running.job.attempt, _elapsed_ms(running), Raw(called.result))
+            outcome.records = called.records
+            return outcome
         outcome = self._outcome_of(running, called.failure, called.permanent, called.kinds)
-        outcome.to_blame = called.died
+        outcome.to_blame, outcome.records = called.died, called.records
         return outcome
 
     def _abandon(self, running: Running) -> None:
@@ -606,7 +608,10 @@ class StepExecutor:
             self._end_copy()
         job = running.job
         data = job.step.parameters.encode_result(value)
-        return Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
+        outcome = Outcome(job.seq, job.attempt, _elapsed_ms(running), Raw(data))
+        if running.recording is not None:
+            outcome.records = running.records
+        return outcome
 
     def _failed(self, running: Running, error: BaseException) -> Outcome:
         if _forks != self._forks:
@@ -623,8 +628,10 @@ class StepExecutor:
 
     @staticmethod
     def _outcome_of(running: Running, failure: Failure, permanent: bool, kinds: tuple[str, ...] = ()) -> Outcome:
-        job = running.job
-        return Outcome(job.seq, job.attempt, _elapsed_ms(running), None, failure, permanent, running.details, kinds)
+        job, ms = running.job, _elapsed_ms(running)
+        return Outcome(
+            job.seq, job.attempt, ms, None, failure, permanent, running.details, kinds, records=running.records
+        )
 
     def _end_copy(self) -> None:
         """In a process that a step has forked, and that comes back as if it were the daemon or worker: it has the same

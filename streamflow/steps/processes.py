@@ -45,6 +45,7 @@ from streamflow.steps.context import Running, current
 from streamflow.tracing.setup import enter, set_up_in_process
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import Step
+from streamflow.workflow.recording import Record
 
 MAX_IDLE = 300.0
 """Seconds after which a process without a call is ended, when the next call comes."""
@@ -70,6 +71,8 @@ class CallResult(msgspec.Struct, array_like=True):
     """The process died; `failure` says how."""
     kinds: tuple[str, ...] = ()
     """Names of the error's classes, for `never` of the call's retry policy."""
+    records: tuple[Record, ...] = ()
+    """What the attempt has recorded for views."""
 
 
 class _Call(msgspec.Struct, array_like=True):
@@ -415,6 +418,7 @@ class _Emitting:
 
 
 def _run(call: _Call, emitting: _Emitting) -> CallResult:
+    running: Running | None = None
     try:
         step = _find(call.module, call.file, call.qualname, call.name)
         job = StepJob(
@@ -427,15 +431,18 @@ def _run(call: _Call, emitting: _Emitting) -> CallResult:
             created=call.created,
             workflow=call.workflow,
         )
-        current.set(Running(0, call.run_id, job, in_process=True, on_emit=emitting.emit))
+        running = Running(0, call.run_id, job, in_process=True, on_emit=emitting.emit)
+        current.set(running)
         if call.trace:
             set_up_in_process()
         enter(call.trace)
         values, keywords = step.parameters.decode(call.args)
         value = step.function(*values, **keywords)
-        return CallResult(step.parameters.encode_result(value))
+        return CallResult(step.parameters.encode_result(value), records=running.records)
     except BaseException as error:
-        return CallResult(b"", failure_of(error, (__file__,)), is_permanent(error), kinds=kinds_of(error))
+        records = () if running is None else running.records
+        failure = failure_of(error, (__file__,))
+        return CallResult(b"", failure, is_permanent(error), kinds=kinds_of(error), records=records)
 
 
 def _find(module_name: str, file: str, qualname: str, name: str) -> Step[..., Any]:

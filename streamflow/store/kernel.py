@@ -1034,6 +1034,30 @@ class Kernel:
         keys = self.keys.shard(shard)
         return Call("peek_positions", [keys.positions, keys.log, keys.views], [group], _group_positions)
 
+    # --- views of apps ------------------------------------------------------------------------------------------------
+
+    def store_view(
+        self,
+        shard: int,
+        view: str,
+        token: str,
+        field: str,
+        before: bytes,
+        after: bytes,
+        removed: Sequence[str] = (),
+        cells: Sequence[tuple[str, bytes]] = (),
+    ) -> Call[Reply]:
+        """Store what a view of an app has counted of a shard, with the log entry up to which it counts.
+
+        `field` is to have `after`, if it has `before` (empty for nothing) or `after` already; then the fields `removed`
+        are deleted, and `cells` written: (field, value). Returns OK, FENCED, or STALE when it has something else.
+        """
+        keys = self.keys.shard(shard)
+        args: list[Any] = [token, field, before, after, len(removed), *removed]
+        for name, value in cells:
+            args += (name, value)
+        return Call("store_view", [keys.owner, keys.app_view(view)], args, _code)
+
     # --- queues -------------------------------------------------------------------------------------------------------
 
     def peek_queues(self, shard: int, queues: Sequence[str], entries: Sequence[str] = ()) -> Call[list[QueuePeek]]:

@@ -105,6 +105,11 @@ class ShardKeys:
         there."""
         return f"{self.prefix}chunks:{run_id}"
 
+    def app_view(self, name: str) -> str:
+        """Hash: `state/<version>` -> the log entry up to which a view of an app counts here, and what belongs to it;
+        `window/<version>/<start>` -> its cells in one window (`daemon/view_parts.py`)."""
+        return f"{self.prefix}view:{name}"
+
     def answer(self, ask_id: str) -> str:
         """String that expires after 15 minutes: the answer to an ask, for a client that missed the notification."""
         return f"{self.prefix}answer:{ask_id}"
@@ -161,6 +166,9 @@ class NamespaceKeys:
         """Hash: `<trigger>/<path>` of each file that was delivered -> its size and time of change."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
+        self.app_views = f"{self.prefix}app-views"
+        """Hash: name of an app's view -> that view, merged of all shards, JSON; `<name>/short` -> as much of it as the
+        status shows."""
         self._shards: dict[int, ShardKeys] = {}
         self._queues: dict[tuple[str, int], QueueKeys] = {}
 

@@ -204,7 +204,7 @@ ACCESS: dict[Role, Access] = {
                 "due_runs",
                 "next_starts",
             ),
-            *("commit", "checkpoint_views", "forget_runs", "report_step", "extend_steps"),
+            *("commit", "checkpoint_views", "store_view", "forget_runs", "report_step", "extend_steps"),
             *("store_details", "append_chunks", "start_runs", "replace_run"),
             *_SEEN_BY_CLIENTS,
         ),
@@ -216,6 +216,7 @@ ACCESS: dict[Role, Access] = {
             **_RARE_ALWAYS,
             **_RARE_LOOKS,
             "mark_suspects": "a step may have ended its process: it is noted before it is tried again",
+            "store_view": "the app has a view of its own (`app.view`)",
             "GET": "the note of a daemon that has died",
             "HSCAN": "a shard knows many clients: those that are gone are dropped",
             "HLEN": "the same, and whether keys have their types, in a sweep every minute; `views rebuild`; in a "

@@ -50,7 +50,8 @@ async def perform(stubs: Stubs, record: Running, at: datetime) -> tuple[Outcome,
         stubs.called(step.name, call)
         value, error = await _called(stub, record, args, kwargs)
         if error is None:
-            outcome = Outcome(job.seq, job.attempt, takes * 1000, Raw(step.parameters.encode_result(value)))
+            result = Raw(step.parameters.encode_result(value))
+            outcome = Outcome(job.seq, job.attempt, takes * 1000, result, records=record.records)
         else:
             outcome = _failed(stubs, record, takes, error)
     except asyncio.CancelledError as error:
@@ -111,11 +112,13 @@ def timed_out(record: Running, seconds: float) -> Outcome:
     """The outcome of an attempt that took longer than its time-out: it ran for `seconds`."""
     job = record.job
     failure = Failure("TimeoutError", f"step {job.step.name} took longer than {job.timeout:g} s")
-    return Outcome(job.seq, job.attempt, seconds * 1000, None, failure, details=record.details)
+    ms = seconds * 1000
+    return Outcome(job.seq, job.attempt, ms, None, failure, details=record.details, records=record.records)
 
 
 def _failed(stubs: Stubs, record: Running, takes: float, error: BaseException) -> Outcome:
     job = record.job
     stubs.failed(record.run_id, error)
     failure, permanent = failure_of(error, _INTERNAL), is_permanent(error)
-    return Outcome(job.seq, job.attempt, takes * 1000, None, failure, permanent, record.details, kinds_of(error))
+    ms, kinds = takes * 1000, kinds_of(error)
+    return Outcome(job.seq, job.attempt, ms, None, failure, permanent, record.details, kinds, records=record.records)

@@ -60,6 +60,7 @@ from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
 from streamflow.client.streams import EmittedChunk, StreamPosition
+from streamflow.client.views import unknown_view, view_name
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner, pause_of_workflow
 from streamflow.client.with_start import (
@@ -72,7 +73,7 @@ from streamflow.client.with_start import (
     settled,
     signal_body,
 )
-from streamflow.errors import RunEnded, RunNotFound, UsageError
+from streamflow.errors import RunEnded, RunNotFound, UnknownView, UsageError
 from streamflow.events import AnyEvent, RunForked, RunStuck, Transition, decode_history, is_fork, unfolded
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
@@ -86,12 +87,15 @@ from streamflow.store.pauses import Pause, said
 from streamflow.testing.attempts import running
 from streamflow.testing.events_out import SandboxSubscription
 from streamflow.testing.stubs import Stub, StubCall
+from streamflow.testing.views import counted
 from streamflow.testing.world import Record, Stalled, World
 from streamflow.triggers.actions import checked, do
+from streamflow.views.reading import ViewReading, reading
 from streamflow.wire import encode_fork
 from streamflow.workflow.app import App, Reducer, Startable, Step, Workflow
 from streamflow.workflow.messages import Declared, QuestionDefinition, SignalDefinition
 from streamflow.workflow.trigger import Received, Trigger
+from streamflow.workflow.view import View
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -256,6 +260,27 @@ class Sandbox:
             run_id = f"{workflow}-{number}"
             if full_run_id(run_id, self.world.partition, tenant, workflow) not in self.world.records:
                 return run_id
+
+    async def view(self, view: str | View, /, *, since: datetime | None = None, **labels: str | int) -> ViewReading:
+        """Read a view of the app, as `client.view`: when nothing happens any more at this time of the virtual clock.
+        What the code of the view raises is raised here.
+
+        Each run is counted apart, stored, and merged, so that a `merge` and a type of a state that don't fit are seen.
+        """
+        self._refuse_in_step("read a view")
+        await self._settle()
+        name = view_name(view)
+        definition = self.world.app.views.get(name)
+        if definition is None:
+            raise UnknownView(unknown_view(name, sorted(self.world.app.views)))
+        logs = {run_id: (record.head, record.log) for run_id, record in self.world.records.items()}
+        found = counted(definition, logs, self.world.now)
+        wanted = {label: str(value) for label, value in labels.items()}
+        return reading(name, found, wanted, 0 if since is None else round(since.timestamp() * 1000))
+
+    async def views(self) -> list[str]:
+        """The names of the views of the app."""
+        return sorted(self.world.app.views)
 
     @overload
     async def signal_with_start(

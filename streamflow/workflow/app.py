@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, ca
 from msgspec import UNSET, UnsetType
 
 from streamflow.errors import InvalidName, UsageError
+from streamflow.events import HistoryEvent
 from streamflow.model import codec
 from streamflow.model.bugs import BUGS, Park, check_parks
 from streamflow.model.durations import duration_text, seconds_of
@@ -36,6 +37,7 @@ from streamflow.workflow.messages import (
 )
 from streamflow.workflow.retry import Retry
 from streamflow.workflow.trigger import Delivery, Source, Trigger
+from streamflow.workflow.view import Aggregate, Key, View, Width
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -505,6 +507,7 @@ class App:
         if twin is not None:
             self.steps, self.workflows, self.versions = twin.steps, twin.workflows, twin.versions
             self.triggers = twin.triggers
+            self.views = twin.views
             return
         self.steps: dict[str, Step[..., Any]] = {}
         """By name."""
@@ -513,6 +516,8 @@ class App:
         self.versions: dict[tuple[str, int], Workflow[..., Any]] = {}
         """All versions of workflows, by name and version."""
         self.triggers: dict[str, Trigger[Any]] = {}
+        """By name."""
+        self.views: dict[str, View] = {}
         """By name."""
 
     @overload
@@ -698,6 +703,95 @@ class App:
             return trigger
 
         return register
+
+    @overload
+    def view(
+        self,
+        aggregate: None = None,
+        /,
+        *,
+        name: str | None = None,
+        kinds: Iterable[type[HistoryEvent]] | None = None,
+        records: str | Iterable[str] | None = None,
+        by: Iterable[str] | Key = (),
+        window: Width | None = None,
+        keep: float | timedelta | None = None,
+        top: int = 100,
+        version: str = "",
+    ) -> Callable[[type[Any]], View]: ...
+    @overload
+    def view(
+        self,
+        aggregate: Aggregate[Any] | type[Any],
+        /,
+        *,
+        name: str | None = None,
+        kinds: Iterable[type[HistoryEvent]] | None = None,
+        records: str | Iterable[str] | None = None,
+        by: Iterable[str] | Key = (),
+        window: Width | None = None,
+        keep: float | timedelta | None = None,
+        top: int = 100,
+        version: str = "",
+    ) -> View: ...
+    def view(
+        self,
+        aggregate: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        kinds: Iterable[type[HistoryEvent]] | None = None,
+        records: str | Iterable[str] | None = None,
+        by: Iterable[str] | Key = (),
+        window: Width | None = None,
+        keep: float | timedelta | None = None,
+        top: int = 100,
+        version: str = "",
+    ) -> Any:
+        """Register a view: numbers over the committed events of all runs, each event counted once whatever crashes.
+
+        `aggregate` is what is made of the events of a key: a ready-made one (`sf.total("tokens")`, `sf.count()`,
+        `sf.highest`, `sf.lowest`, `sf.histogram`), or as a decorator a class of your own with `zero()`, `fold(state,
+        event)` and `merge(one, other)`, and mostly `value(state)`, the number by which keys are ranked. The class is
+        called once, without arguments; its methods get a `ViewEvent`.
+
+        - `name`: by default that of the class in lower case. `client.view("cost")` and `streamflow view cost` read it.
+        - `kinds`: classes of events that it takes, `[sf.events.Recorded]` by default: what `sf.record` has recorded.
+        - `records`: the names of records that it takes; by default those of the aggregate, or else all.
+        - `by`: the key: names of labels (of the record; also `workflow`, `tenant`, `step`, `name` and `kind`), or a
+          function of the event that gives a dict of labels, or None for an event that doesn't count.
+        - `window`: `"minute"`, `"hour"` or `"day"` (UTC), each counted apart; None for one that holds all.
+        - `keep`: seconds or a timedelta for which windows are kept: 2 hours, 3 days or 60 days by default.
+        - `top`: that many keys of each window are shown, the largest by value; the others together, as `rest`.
+        - `version`: says that the code is the same or another one; by default that is found by the code of the view.
+
+        Daemons fold it behind the runs, in a thread of its own: code that raises or hangs stops this view only. A new
+        or changed view is filled from what the logs still have, beside the old one, which is read until the new one
+        has caught up. Raises `UsageError`, `InvalidName`, and `PayloadInvalid` for a state that can't be stored.
+
+        >>> app.view(sf.total("tokens"), name="cost", by=["model", "tenant"], window="day")
+        """
+
+        def register(given: Any) -> View:
+            found: Any = given() if isinstance(given, type) else given
+            called = name or type(found).__name__.lower()
+            view = View(
+                called,
+                found,
+                kinds=kinds,
+                records=records,
+                by=by,
+                window=window,
+                keep=keep,
+                top=top,
+                version=version,
+            )
+            known = self.views.get(view.name)
+            if known is not None and not _is_copy(*(cast("Any", type(one)).fold for one in (known.aggregate, found))):
+                raise UsageError(f"two views are named {view.name}: give one of them another name=")
+            return self.views.setdefault(view.name, view)
+
+        return register if aggregate is None else register(aggregate)
 
     def _add_version(self, workflow: Workflow[..., Any]) -> None:
         name, version = workflow.name, workflow.version

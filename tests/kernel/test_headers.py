@@ -359,6 +359,20 @@ VERBS: dict[str, Verb] = {
         lambda _: {"release": "1"},
     ),
     "peek_positions": Verb(lambda _: KERNEL.peek_positions(0, "<group>")),
+    "store_view": Verb(
+        lambda n: KERNEL.store_view(
+            0,
+            "cost",
+            "<token>",
+            "<field>",
+            "<before>",
+            "<after>",
+            ["<old>"] * n["removed"],
+            [("<field>", b"<cells>")] * n["window"],
+        ),
+        {"removed": ("removed",), "window": ("window",)},
+        lambda n: {"removed": n["removed"]},
+    ),
     "heartbeat": Verb(
         lambda n: KERNEL.heartbeat("<member>", b"<heartbeat>", [("<member>", b"<last_heartbeat>")] * n["dead"]),
         {"dead": ("dead member",)},
@@ -437,6 +451,8 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
         elif name in ("append_chunks", "read_chunks"):
             holder = [SHARD.owner] if name == "append_chunks" else []
             assert call.keys == [SHARD.run("<id>"), SHARD.chunks("<id>"), *holder]
+        elif name == "store_view":
+            assert call.keys == [SHARD.owner, SHARD.app_view("cost")]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name == "settle_attempts":

@@ -176,6 +176,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.queues,
         keys.undelivered,
         keys.files,
+        keys.app_views,
         keys.suspects(a_name),
         keys.view("oldest"),
         keys.view("attention"),
@@ -196,7 +197,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     ]
     names += [shard.steps, shard.details, shard.waiting, shard.turns]
     names += [shard.published(an_id), shard.chunks(an_id), shard.answer(an_id), shard.known(an_id)]
-    names += [shard.attribute(a_name, a_value)]
+    names += [shard.attribute(a_name, a_value), shard.app_view(a_name)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
     names += [queue.stream, queue.steps, queue.details]
     # Shard 0 stands for all of them.

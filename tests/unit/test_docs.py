@@ -179,7 +179,7 @@ def test_the_keys_are_those_of_the_code() -> None:
         (getattr(shard, name) for name in ShardKeys.__slots__ if name not in {"number", "prefix", "run_prefix"}),
         (value for name, value in vars(namespace).items() if name not in {"namespace", "prefix", "_shards", "_queues"}),
         (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
-        (namespace.suspects("<member>"), namespace.consumers("<group>")),
+        (namespace.suspects("<member>"), namespace.consumers("<group>"), shard.app_view("<name>")),
         (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.chunks("<id>")),
         (shard.answer("<ask>"), shard.known("<digest>")),
     )

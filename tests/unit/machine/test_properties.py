@@ -26,6 +26,7 @@ from streamflow.model.record import Header, Status
 from streamflow.workflow import api as sf
 from streamflow.workflow.actions import ON_PARENT_END
 from streamflow.workflow.app import App
+from streamflow.workflow.recording import record
 from streamflow.workflow.reducer import Complete, Decision, Event, Fail, Signal, Started
 from streamflow.workflow.retry import Retry
 from tests.support.machine_driver import Run, raw
@@ -143,6 +144,7 @@ async def _interpret(program: Program) -> Any:
             return await act(4)
         case ["tell", x]:
             sf.publish("x", [x, sf.random()])
+            record("x", x, of="tell")
             sf.set_attributes(x=x, events=sf.info().events)
             return x
         case ["handle", x, seconds, on_parent_end]:

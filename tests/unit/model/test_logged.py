@@ -63,7 +63,7 @@ def example(kind: type[HistoryEvent], large: bool) -> Any:
             values[field.name] = [SignalReceived("s", payload(600 if large else 100)), SignalReceived("s", SMALL)]
         elif field.type is str:
             values[field.name] = "flow"
-        elif field.type in (int, float):
+        elif field.type in (int, float, int | float):
             values[field.name] = 7
     return kind(**values)
 

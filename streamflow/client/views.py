@@ -1,0 +1,53 @@
+"""Reading views of apps: those that daemons have merged.
+
+Owns: how one is found and read, and what is said if there is none. Must not: merge anything.
+Called by: the client, status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from streamflow.errors import UnknownView
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.names import check_name
+from streamflow.store.connection import Call, Store
+from streamflow.store.keys import NamespaceKeys
+from streamflow.suggestions import did_you_mean
+from streamflow.views.reading import ViewReading, decode_view, reading
+from streamflow.workflow.view import View
+
+SHORT = "/short"
+
+
+def view_name(view: str | View) -> str:
+    """Raises `InvalidName`."""
+    return check_name("view", view.name if isinstance(view, View) else view)
+
+
+async def read_view(
+    store: Store, keys: NamespaceKeys, view: str | View, labels: Mapping[str, str], since: datetime | None
+) -> ViewReading:
+    """Raises `UnknownView`."""
+    name = view_name(view)
+    data = await store.one(Call.plain("HGET", keys.app_views, name))
+    if data is None:
+        known = await view_names(store, keys)
+        raise UnknownView(unknown_view(name, known))
+    try:
+        stored = decode_view(data)
+    except DECODE_ERRORS as error:
+        text = f"the stored view {name} can't be read, and is replaced by the next merge: {error}"
+        raise UnknownView(text) from error
+    return reading(name, stored, labels, 0 if since is None else round(since.timestamp() * 1000))
+
+
+async def view_names(store: Store, keys: NamespaceKeys) -> list[str]:
+    fields = await store.one(Call.plain("HKEYS", keys.app_views))
+    return sorted(name for field in fields if "/" not in (name := field.decode(errors="replace")))
+
+
+def unknown_view(name: str, known: list[str]) -> str:
+    others = f"; known views: {', '.join(known)}{did_you_mean(name, known)}" if known else ""
+    return f"no daemon has counted a view named {name}{others or ': does a daemon run whose app has it?'}"

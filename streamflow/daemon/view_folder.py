@@ -1,0 +1,343 @@
+"""The loop of one view of the app: folds what the shards of this daemon have committed, and stores it.
+
+Owns: what is read of the logs, when, and what becomes of code of the view that raises or hangs.
+Must not: run code of users in the event loop, hold up a commit, a takeover or another view.
+Called by: the daemon starts a loop for each view of its app; none, if there are none.
+
+It reads the log behind the owner, as a subscriber does, and stores position and cells together (`lua/store_view`) with
+the owner's token: whatever crashes in between, each entry counts once, and a former owner stores nothing. Who owns a
+shard folds it, so there is nothing to divide among daemons.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from streamflow.daemon.code_fingerprint import view_version
+from streamflow.daemon.context import Context
+from streamflow.daemon.owner import Owner
+from streamflow.daemon.rollup import Rollup
+from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.view_merge import ViewMerge
+from streamflow.daemon.view_parts import (
+    Page,
+    Part,
+    Whose,
+    decode_page,
+    decode_state,
+    state_field,
+    version_of_field,
+    window_field,
+)
+from streamflow.daemon.view_thread import CodeHangs, ViewThread
+from streamflow.errors import StoreError
+from streamflow.loops import TURN, retry_forever
+from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.record import decode_header
+from streamflow.store.connection import Call, OtherHistory
+from streamflow.store.kernel import Reply
+from streamflow.views import cells
+from streamflow.workflow.view import View
+
+_log = logging.getLogger("streamflow.views")
+
+T = TypeVar("T")
+
+CODE_SECONDS = 5.0
+"""For which code of a view may run in one go: it gets some hundred events."""
+MOST_HANGS = 3
+"""So often in a row it may take longer; then the view is off in this process."""
+SHARDS_AT_ONCE = 16
+PAGE_BYTES = 64 * 1024
+"""Of a log in one answer."""
+TURN_SECONDS = 20.0
+"""For which one turn goes on reading, if much is behind."""
+MOST_KNOWN = 50_000
+"""Runs of which it is kept whose they are."""
+OLD_VERSION_MS = 86_400_000
+"""For so long nothing was stored of another version that is deleted here."""
+
+
+class _CodeFailed(Exception):
+    """The text is for people: what was raised, and where."""
+
+
+class ViewFolder:
+    def __init__(self, context: Context, owner: Owner, rollup: Rollup, view: View) -> None:
+        self.view = view
+        self.version = view.version or view_version(view)
+        self._store = context.store
+        self._kernel = context.kernel
+        self._clock = context.clock
+        self._troubles = context.troubles
+        self._every = context.settings.rollup
+        self._owner = owner
+        self._thread = ViewThread(f"view {view.name}")
+        self._parts: dict[int, tuple[str, Part]] = {}
+        """By shard, with the token under which it was read."""
+        self._known: dict[str, Whose] = {}
+        self._hangs = 0
+        self._off: CodeHangs | None = None
+        self._merge = ViewMerge(context, rollup, view, self.version, self._in_thread)
+
+    @property
+    def subject(self) -> str:
+        return f"view {self.view.name}"
+
+    async def run(self) -> None:
+        try:
+            await retry_forever(self.run_once, _log, f"{self.subject} not counted", every=self._every, within=TURN)
+        finally:
+            self._thread.close()
+
+    async def run_once(self) -> None:
+        if self._off is not None:
+            self._troubles.failed(self.subject, "is off until this process is started again", self._off, stops=False)
+            return
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        over = time.monotonic() + TURN_SECONDS
+        refused: StoreError | None = None
+        while wanted := self._wanted():
+            for first in range(0, len(wanted), SHARDS_AT_ONCE):
+                refused = await self._fold(wanted[first : first + SHARDS_AT_ONCE]) or refused
+            if refused is not None or time.monotonic() > over or self._off is not None:
+                break
+        if self._off is None:
+            try:
+                await self._merge.run_once({n: part for n, (_, part) in self._parts.items()})
+            except (_CodeFailed, CodeHangs) as error:
+                self._troubles.failed(self.subject, "is not merged", error, stops=False)
+        if refused is not None:
+            raise refused
+
+    def _wanted(self) -> list[OwnedShard]:
+        """The shards with something to count, or whose part was not read."""
+        shards = {n: shard for n, shard in self._owner.shards.items() if not shard.dropped}
+        for number, (token, _) in list(self._parts.items()):
+            if number not in shards or shards[number].token != token:
+                del self._parts[number]
+        return [shard for shard in shards.values() if self._is_behind(shard) and not self._waits(shard.number)]
+
+    def _is_behind(self, shard: OwnedShard) -> bool:
+        known = self._parts.get(shard.number)
+        if known is None or not known[1].state.ready:
+            return True
+        return known[1].state.offset != shard.offset and _before(known[1].state.offset, shard.offset)
+
+    def _waits(self, number: int) -> bool:
+        return bool(self._troubles) and self._troubles.waits(self.subject, _not_counted(number))
+
+    # --- one portion of some shards -----------------------------------------------------------------------------------
+
+    async def _fold(self, shards: list[OwnedShard]) -> StoreError | None:
+        """Returns the last refusal of the server."""
+        new = [shard for shard in shards if shard.number not in self._parts]
+        refused = await self._load(new) if new else None
+        shards = [shard for shard in shards if shard.number in self._parts]
+        pages = await self._read(shards)
+        calls: list[Call[Reply]] = []
+        sent: list[tuple[OwnedShard, Part, bytes]] = []
+        for shard, page in zip(shards, pages, strict=True):
+            if isinstance(page, StoreError):
+                self._forget(shard)
+                refused = page
+                continue
+            try:
+                change = await self._count(shard, *page)
+            except StoreError as error:
+                self._forget(shard)
+                refused = error
+            except (_CodeFailed, CodeHangs) as error:
+                self._forget(shard)
+                self._troubles.failed(self.subject, _not_counted(shard.number), error, stops=False)
+                if self._off is not None:
+                    return refused
+            else:
+                if change is not None and not shard.dropped:
+                    part = self._parts[shard.number][1]
+                    after, removed, written = change
+                    field = state_field(self.version)
+                    calls.append(
+                        self._kernel.store_view(
+                            shard.number, self.view.name, shard.token, field, part.stored, after, removed, written
+                        )
+                    )
+                    sent.append((shard, part, after))
+        answers: list[Reply | StoreError] = await self._store.send(calls, same_history=True) if calls else []
+        for (shard, part, after), answer in zip(sent, answers, strict=True):
+            if answer is Reply.OK:
+                part.stored, part.old_fields = after, []
+                part.trim()
+                if self._troubles:
+                    self._troubles.works(self.subject, _not_counted(shard.number))
+            else:
+                self._forget(
+                    shard
+                )  # another owner, another history, or somebody has it counted again: it is read again
+                if isinstance(answer, StoreError) and not isinstance(answer, OtherHistory):
+                    refused = answer
+        return refused
+
+    def _forget(self, shard: OwnedShard) -> None:
+        self._parts.pop(shard.number, None)
+
+    async def _load(self, shards: list[OwnedShard]) -> StoreError | None:
+        """Read where the parts of these shards are, and whether something is gone that they have not counted."""
+        refused: StoreError | None = None
+        name, now = self.view.name, self._clock.now_ms()
+        asked = [Call.plain("HKEYS", shard.keys.app_view(name)) for shard in shards]
+        asked += [Call.plain("HGET", shard.keys.app_view(name), state_field(self.version)) for shard in shards]
+        asked += [Call.plain("HGET", shard.keys.views, "trim") for shard in shards]
+        asked += [Call.plain("XRANGE", shard.keys.log, "-", "+", "COUNT", 1) for shard in shards]
+        answers = await self._store.send(asked)
+        count = len(shards)
+        for at, shard in enumerate(shards):
+            fields, stored, trim, first = (answers[at + count * n] for n in range(4))
+            if error := next((one for one in (fields, stored, trim, first) if isinstance(one, StoreError)), None):
+                refused = error
+                continue
+            try:
+                part = Part(self.version, stored or b"")
+            except DECODE_ERRORS as error:
+                _log.error("what %s has stored of shard %d can't be read: counted again: %s", name, shard.number, error)
+                part = Part(self.version, b"")
+                part.stored = stored
+            oldest = first[0][0].decode() if first else ""
+            self._note_gap(part, (trim or b"").decode(), oldest, now)
+            part.old_fields = await self._old_fields(shard, fields, now)
+            self._parts[shard.number] = shard.token, part
+        return refused
+
+    @staticmethod
+    def _note_gap(part: Part, trim: str, oldest: str, now: int) -> None:
+        """`trim`: up to where the log was removed; `oldest`: its first entry. Empty: there is none."""
+        if not trim:
+            return
+        state = part.state
+        begins = _ms(oldest) if oldest else now
+        if state.offset == "0-0":
+            state.counts_from = state.counts_from or begins
+            state.offset = state.offset if oldest else trim
+        elif _before(state.offset, trim) and (not oldest or _before(state.offset, oldest)):
+            state.missed_from = state.missed_from or _ms(state.offset)
+            state.missed_to, state.ready = begins, False
+            state.offset = state.offset if oldest else trim
+
+    async def _old_fields(self, shard: OwnedShard, fields: Sequence[bytes], now: int) -> list[str]:
+        """Of versions that nobody counts any more, once this one is what is read."""
+        if not self._merge.is_current:
+            return []
+        by_version: dict[str, list[str]] = {}
+        for field in fields:
+            name = field.decode(errors="replace")
+            by_version.setdefault(version_of_field(name), []).append(name)
+        by_version.pop(self.version, None)
+        found: list[str] = []
+        for version, names in by_version.items():
+            key = shard.keys.app_view(self.view.name)
+            stored = await self._store.one(Call.plain("HGET", key, state_field(version)))
+            try:
+                is_old = stored is None or decode_state(stored).stored_at < now - OLD_VERSION_MS
+            except DECODE_ERRORS:
+                is_old = True
+            if is_old:
+                found += names
+        return found
+
+    async def _read(
+        self, shards: list[OwnedShard]
+    ) -> list[tuple[bool, Sequence[tuple[bytes, dict[bytes, bytes]]]] | StoreError]:
+        calls = [
+            self._kernel.read_stream(shard.keys.log, self._parts[shard.number][1].state.offset, PAGE_BYTES)
+            for shard in shards
+        ]
+        return await self._store.send(calls) if calls else []
+
+    async def _count(
+        self, shard: OwnedShard, more: bool, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]
+    ) -> tuple[bytes, list[str], list[tuple[str, bytes]]] | None:
+        """Fold a page; what is to be stored then, None for nothing."""
+        view, part, known = self.view, self._parts[shard.number][1], self._known
+        state = part.state
+        if not entries and state.ready and part.stored:
+            if self._is_behind(shard):  # what it has not counted is gone: read what there is
+                self._forget(shard)
+            return None
+        before = decode_state(part.stored).events if part.stored else 0
+        page = await self._in_thread(lambda: decode_page(view, entries, known))
+        await self._find_out(shard, page)
+        await self._read_windows(shard, part, page)
+        now = self._clock.now_ms()
+        if not more:
+            state.ready = True
+
+        def fold() -> tuple[bytes, list[str], list[tuple[str, bytes]]]:
+            part.fold(view, [page], known)
+            return part.changes(view, now, before)
+
+        return await self._in_thread(fold)
+
+    async def _find_out(self, shard: OwnedShard, page: Page) -> None:
+        """Whose the runs are whose beginning wasn't in what was read."""
+        unknown = sorted(page.unknown)
+        if not unknown:
+            return
+        answers = await self._store.send([Call.plain("LINDEX", shard.keys.run(run_id), 0) for run_id in unknown])
+        for run_id, line in zip(unknown, answers, strict=True):
+            if isinstance(line, StoreError):
+                raise line
+            if line is not None and run_id not in self._known:
+                header = decode_header(line)
+                self._known[run_id] = header.workflow, header.tenant
+
+    async def _read_windows(self, shard: OwnedShard, part: Part, page: Page) -> None:
+        key = shard.keys.app_view(self.view.name)
+        for start in part.lacks(self.view, [page]):
+            data = await self._store.one(Call.plain("HGET", key, window_field(self.version, start)))
+            if data is not None:
+                part.windows[start] = await self._in_thread(lambda data=data: cells.decode(self.view, data))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Raises `_CodeFailed` and `CodeHangs`."""
+        try:
+            found = await self._thread.call(function, CODE_SECONDS)
+        except CodeHangs as error:
+            self._hangs += 1
+            if error.lost or self._hangs >= MOST_HANGS:
+                self._off = error
+                self._troubles.failed(self.subject, "is off until this process is started again", error, stops=False)
+            raise
+        except Exception as error:
+            self._hangs = 0
+            raise _CodeFailed(f"{type(error).__name__}: {error}{_line_of(error)}") from error
+        self._hangs = 0
+        return found
+
+
+def _not_counted(number: int) -> str:
+    return f"does not count the events of shard {number}"
+
+
+def _line_of(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    frames = traceback.extract_tb(cause.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+
+
+def _before(one: str, other: str) -> bool:
+    return _numbers(one) < _numbers(other)
+
+
+def _numbers(entry: str) -> tuple[int, int]:
+    """An id that somebody has damaged is before all others."""
+    ms, _, number = entry.partition("-")
+    return (int(ms), int(number)) if ms.isdigit() and number.isdigit() else (0, 0)
+
+
+def _ms(entry: str) -> int:
+    return _numbers(entry)[0]
