@@ -1,0 +1,219 @@
+"""Views of apps beside the runs: crashes, takeovers, deploys, and code that raises or hangs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+import streamflow as sf
+from streamflow.daemon import view_folder
+from streamflow.embedded.server import EmbeddedServer
+from streamflow.store.connection import Call
+from tests.support.serving import client, no_unknown_keys_are_left, running_daemon
+from tests.support.waiting import until
+
+__all__ = ["client", "no_unknown_keys_are_left"]
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_unknown_keys_are_left")]
+
+FAST: dict[str, Any] = {"rollup": 0.02, "crash": False}
+
+
+def make_app(aggregate: Any = None, **options: Any) -> sf.App:
+    app = sf.App()
+
+    @app.workflow
+    async def paying(cents: int) -> int:
+        sf.record("cents", cents, currency="eur" if cents % 2 else "usd")
+        return cents
+
+    app.view(aggregate or sf.total("cents"), **{"name": "paid", "by": ["currency"], **options})
+    app.view(sf.count("cents"), name="others")
+    return app
+
+
+async def pay(client: sf.Client, *cents: int) -> None:
+    for one in cents:
+        await (await client.start("paying", one)).result()
+
+
+async def counted(client: sf.Client, events: int, name: str = "paid") -> sf.ViewReading:
+    async def has_counted() -> bool:
+        return name in await client.views() and (await client.view(name)).events == events
+
+    await until(has_counted)
+    return await client.view(name)
+
+
+async def test_each_event_counts_once_however_often_daemons_crash(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    app = make_app()
+    for number in range(4):
+        async with running_daemon(app, embedded_server, namespace, **{**FAST, "crash": True}, dead_after=0.5):
+            await pay(client, 1, 2, 3)
+            if number % 2:
+                await counted(client, 3 * (number + 1))
+    async with running_daemon(app, embedded_server, namespace, **FAST):
+        found = await counted(client, 12)
+        assert {row.key["currency"]: row.value for row in found.rows} == {"eur": 16, "usd": 8}
+
+
+async def test_shards_that_move_are_counted_on(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    app = make_app()
+    async with running_daemon(app, embedded_server, namespace, **FAST):
+        await pay(client, 1, 2, 3)
+        async with running_daemon(app, embedded_server, namespace, **FAST):
+            await pay(client, 1, 2, 3)
+        await pay(client, 1, 2, 3)
+        assert (await counted(client, 9)).sum() == 18
+
+
+class Broken:
+    """Raises for 13, while it is told to."""
+
+    raises = True
+
+    def zero(self) -> int:
+        return 0
+
+    def fold(self, state: int, event: sf.ViewEvent) -> int:
+        value = int(getattr(event.event, "value", 0))
+        if value == 13 and self.raises:
+            raise ValueError("thirteen")
+        return state + value
+
+    def merge(self, one: int, other: int) -> int:
+        return one + other
+
+
+async def test_code_that_raises_stops_its_view_only_and_goes_on_after_a_deploy(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_daemon(make_app(Broken(), version="1"), embedded_server, namespace, **FAST, shards=1) as daemon:
+        await pay(client, 1)
+        await counted(client, 1)
+        await pay(client, 13, 5)
+        assert (await counted(client, 3, "others")).sum() == 3, "the other view goes on, and so do runs"
+        assert (await client.view("paid")).events == 1
+
+        async def is_said() -> bool:
+            return "view paid" in daemon._troubles.current(stops=False)  # pyright: ignore[reportPrivateUsage]
+
+        await until(is_said)
+        said = daemon._troubles.current(stops=False)["view paid"]  # pyright: ignore[reportPrivateUsage]
+        assert "does not count the events of shard 0" in said
+        assert "ValueError: thirteen" in said
+        assert "test_app_views.py" in said, "with its line"
+    mended = Broken()
+    mended.raises = False
+    async with running_daemon(make_app(mended, version="1"), embedded_server, namespace, **FAST, shards=1):
+        assert (await counted(client, 3)).sum() == 19
+
+
+class Hanging(Broken):
+    """Never returns for 13."""
+
+    def fold(self, state: int, event: sf.ViewEvent) -> int:
+        while getattr(event.event, "value", 0) == 13:
+            pass
+        return super().fold(state, event)
+
+
+async def test_code_that_never_returns_is_interrupted_and_runs_go_on(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_folder, "CODE_SECONDS", 0.1)
+    monkeypatch.setattr(view_folder, "MOST_HANGS", 1)
+    async with running_daemon(make_app(Hanging()), embedded_server, namespace, **FAST, shards=1) as daemon:
+        await pay(client, 1)
+        await counted(client, 1)
+        await pay(client, 13, 5)
+        assert (await counted(client, 3, "others")).sum() == 3
+
+        async def is_off() -> bool:
+            said = daemon._troubles.current(stops=False).get("view paid", "")  # pyright: ignore[reportPrivateUsage]
+            return "is off until this process is started again" in said and "test_app_views.py" in said
+
+        await until(is_off)
+        assert (await client.view("paid")).events == 1
+
+    async def has_ended() -> bool:
+        return not any(thread.name == "view paid" for thread in threading.enumerate())
+
+    await until(has_ended)
+
+
+async def test_a_changed_view_is_filled_beside_the_old_one(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    async with running_daemon(make_app(), embedded_server, namespace, **FAST):
+        await pay(client, 1, 2)
+        old = await counted(client, 2)
+    async with running_daemon(make_app(sf.highest("cents")), embedded_server, namespace, **FAST):
+
+        async def has_changed() -> bool:
+            return (await client.view("paid")).version != old.version
+
+        await until(has_changed)
+        await pay(client, 7)
+        found = await counted(client, 3)
+        assert {row.key["currency"]: row.value for row in found.rows} == {"eur": 7, "usd": 2}
+        assert found.counts_from is None, "the logs had everything"
+
+
+async def test_a_view_says_from_when_it_counts_if_logs_were_trimmed(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    without = make_app()
+    without.views.clear()
+    async with running_daemon(without, embedded_server, namespace, **FAST, shards=1):
+        await pay(client, 1, 2, 3)
+    keys = client.keys.shard(0)
+    entries = await client.store.one(Call.plain("XRANGE", keys.log, "-", "+"))
+    first = [entry.decode() for entry, _ in entries][1]
+    await client.store.one(Call.plain("HSET", keys.views, "trim", entries[0][0]))
+    await client.store.one(Call.plain("XTRIM", keys.log, "MINID", first))
+    async with running_daemon(make_app(), embedded_server, namespace, **FAST, shards=1):
+        await pay(client, 9)
+        found = await counted(client, 3)
+        assert found.counts_from is not None
+        assert round(found.counts_from.timestamp() * 1000) == int(first.partition("-")[0])
+        assert found.missed is None
+
+
+async def test_what_was_trimmed_before_it_was_counted_is_named(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    app, without = make_app(), make_app()
+    without.views.clear()
+    async with running_daemon(app, embedded_server, namespace, **FAST, shards=1):
+        await pay(client, 1)
+        await counted(client, 1)
+    async with running_daemon(without, embedded_server, namespace, **FAST, shards=1):
+        await pay(client, 2)
+    keys = client.keys.shard(0)
+    entries = await client.store.one(Call.plain("XRANGE", keys.log, "-", "+"))
+    await client.store.one(Call.plain("HSET", keys.views, "trim", entries[-1][0]))
+    await client.store.one(Call.plain("XTRIM", keys.log, "MAXLEN", 0))
+    async with running_daemon(app, embedded_server, namespace, **FAST, shards=1):
+        await pay(client, 3)
+        found = await counted(client, 2)
+        assert found.sum() == 4
+        assert found.missed is not None
+        assert found.missed[0] <= found.missed[1]
+
+
+async def test_an_app_without_views_starts_no_loop_and_stores_nothing(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    app = make_app()
+    app.views.clear()
+    async with running_daemon(app, embedded_server, namespace, **FAST) as daemon:
+        await pay(client, 1)
+        assert daemon.view_folders == []
+        assert await client.views() == []
