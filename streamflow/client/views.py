@@ -6,6 +6,7 @@ Called by: the client, status.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -13,12 +14,11 @@ from streamflow.errors import UnknownView
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.names import check_name
 from streamflow.store.connection import Call, Store
+from streamflow.store.kernel import Kernel, Put
 from streamflow.store.keys import NamespaceKeys
 from streamflow.suggestions import did_you_mean
-from streamflow.views.reading import ViewReading, decode_view, reading
+from streamflow.views.reading import ViewReading, decode_view, reading, rebuild_field
 from streamflow.workflow.view import View
-
-SHORT = "/short"
 
 
 def view_name(view: str | View) -> str:
@@ -45,7 +45,35 @@ async def read_view(
 
 async def view_names(store: Store, keys: NamespaceKeys) -> list[str]:
     fields = await store.one(Call.plain("HKEYS", keys.app_views))
-    return sorted(name for field in fields if "/" not in (name := field.decode(errors="replace")))
+    return sorted(field.decode(errors="replace") for field in fields)
+
+
+def readings(stored: Mapping[bytes, bytes]) -> list[ViewReading]:
+    """Of what is stored by name; without those that somebody has damaged."""
+    found: list[ViewReading] = []
+    for name, data in sorted(stored.items()):
+        with contextlib.suppress(*DECODE_ERRORS):
+            found.append(reading(name.decode(errors="replace"), decode_view(data), {}))
+    return found
+
+
+async def forget_view(store: Store, kernel: Kernel, shards: int, name: str, now_ms: int, *, merged: bool) -> int:
+    """Delete what all shards have counted of a view, and with `merged` what readers get of it. A daemon whose app has
+    it counts it again, from what the logs have. Returns of how many shards there was something."""
+    keys = kernel.keys
+    parts = [keys.shard(number).app_view(check_name("view", name)) for number in range(shards)]
+    found = 0
+    for key in parts:
+        fields = await store.one(Call.plain("HKEYS", key))
+        if fields:
+            found += 1
+            await store.one(Call.plain("HDEL", key, *fields))
+    if merged:
+        await store.one(Call.plain("HDEL", keys.app_views, name))
+        await store.one(Call.plain("HDEL", keys.app_view_heads, name, rebuild_field(name)))
+    else:
+        await store.one(kernel.store_records([Put(keys.app_view_heads, rebuild_field(name), str(now_ms).encode())]))
+    return found
 
 
 def unknown_view(name: str, known: list[str]) -> str:

@@ -41,6 +41,7 @@ from streamflow.model.record import decode_header
 from streamflow.store.connection import Call, OtherHistory
 from streamflow.store.kernel import Reply
 from streamflow.views import cells
+from streamflow.views.reading import rebuild_field
 from streamflow.workflow.view import View
 
 _log = logging.getLogger("streamflow.views")
@@ -56,6 +57,8 @@ PAGE_BYTES = 64 * 1024
 """Of a log in one answer."""
 TURN_SECONDS = 20.0
 """For which one turn goes on reading, if much is behind."""
+LOOK_EVERY = 5
+"""Turns between two looks whether somebody wants it to be counted again."""
 MOST_KNOWN = 50_000
 """Runs of which it is kept whose they are."""
 OLD_VERSION_MS = 86_400_000
@@ -82,6 +85,9 @@ class ViewFolder:
         self._known: dict[str, Whose] = {}
         self._hangs = 0
         self._off: CodeHangs | None = None
+        self._turns = 0
+        self._rebuild: bytes | None = None
+        """When somebody has wanted it to be counted again, as it was read last."""
         self._merge = ViewMerge(context, rollup, view, self.version, self._in_thread)
 
     @property
@@ -100,6 +106,9 @@ class ViewFolder:
             return
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
+        if self._turns % LOOK_EVERY == 0:
+            await self._look_for_rebuild()
+        self._turns += 1
         over = time.monotonic() + TURN_SECONDS
         refused: StoreError | None = None
         while wanted := self._wanted():
@@ -114,6 +123,14 @@ class ViewFolder:
                 self._troubles.failed(self.subject, "is not merged", error, stops=False)
         if refused is not None:
             raise refused
+
+    async def _look_for_rebuild(self) -> None:
+        """Somebody may have deleted what was stored, so that it is counted again."""
+        keys = self._kernel.keys
+        asked = await self._store.one(Call.plain("HGET", keys.app_view_heads, rebuild_field(self.view.name)))
+        if asked != self._rebuild:
+            self._rebuild = asked
+            self._parts.clear()
 
     def _wanted(self) -> list[OwnedShard]:
         """The shards with something to count, or whose part was not read."""

@@ -179,9 +179,9 @@ class ViewMerge:
         await self._write(encode_view(found), decode_view(encode_view(short)))
 
     async def _write(self, whole: bytes, short: StoredView) -> None:
-        name, key = self._view.name, self._kernel.keys.app_views
+        name, keys = self._view.name, self._kernel.keys
         for window in short.windows[:1]:
             window.rows = window.rows[:SHORT_ROWS]
         short.windows = short.windows[:1]
-        puts = [Put(key, name, whole), Put(key, f"{name}/short", encode_view(short))]
+        puts = [Put(keys.app_views, name, whole), Put(keys.app_view_heads, name, encode_view(short))]
         await self._store.one(self._kernel.store_records(puts))

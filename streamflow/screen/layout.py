@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from streamflow.screen.columns import beside, fit
+from streamflow.screen.panels.app_views import app_views_panel
 from streamflow.screen.panels.daemons import daemons_panel
 from streamflow.screen.panels.failures import failures_panel
 from streamflow.screen.panels.groups import groups_panel
@@ -90,6 +91,7 @@ def _single_column(status: NamespaceStatus, width: int, height: int | None) -> l
         steps_panel(status, width),
         failures_panel(status, width),
         oldest_panel(status, width),
+        app_views_panel(status, width),
         _tenants(status, width, height),
     )
 
@@ -110,6 +112,7 @@ def _right_column(status: NamespaceStatus, width: int, height: int | None) -> li
         _tenants(status, width, height),
         steps_panel(status, width),
         oldest_panel(status, width),
+        app_views_panel(status, width),
     )
 
 

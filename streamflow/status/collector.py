@@ -29,6 +29,7 @@ from streamflow.client.client import Client
 from streamflow.client.groups import Group
 from streamflow.client.quarantine import message_of
 from streamflow.client.served import unserved_ms
+from streamflow.client.views import readings
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.waits import Wait
@@ -141,6 +142,7 @@ class StatusCollector:
             (keys.paused, read_pauses(keys)),
             (keys.served, Call.plain("HGETALL", keys.served)),
             (keys.undelivered, Call.plain("HLEN", keys.undelivered)),
+            (keys.app_view_heads, Call.plain("HGETALL", keys.app_view_heads)),
             (keys.view(_VIEW_NAMES[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES))),
             *infos,
             *policies,
@@ -148,7 +150,7 @@ class StatusCollector:
             *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
             *((shard.poison, Call.plain("XLEN", shard.poison)) for shard in shards),
         ]
-        clock, members, workers, queues, pauses, served, undelivered, merged, *rest = await send_to_each(
+        clock, members, workers, queues, pauses, served, undelivered, heads, merged, *rest = await send_to_each(
             client.store, calls, PATIENCE
         )
         for answer in (clock, members, merged):
@@ -188,6 +190,7 @@ class StatusCollector:
         paused = {} if isinstance(pauses, StoreError) else paused_queues(pauses)
         status.paused = {} if isinstance(pauses, StoreError) else paused_workflows(pauses)
         status.queues = await queues_of(client, [*{*names, *paused}], paused, namespace.shards, PATIENCE)
+        status.app_views = [] if isinstance(heads, StoreError) else readings(heads)
         status.oldest_waits = await self._oldest_waits(namespace, [run_id for run_id, _, _ in status.oldest])
         status.groups = await self._read_groups(status.as_of)
         status.undelivered = 0 if isinstance(undelivered, StoreError) else undelivered

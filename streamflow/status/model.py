@@ -16,6 +16,7 @@ from streamflow.model.blocked import BlockedLine
 from streamflow.model.waits import Wait
 from streamflow.store.pauses import Pause
 from streamflow.store.workers import WorkerHeartbeat
+from streamflow.views.reading import ViewReading
 from streamflow.wire import Heartbeat
 
 
@@ -176,6 +177,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     oldest: list[tuple[str, str, int]] = []
     oldest_waits: dict[str, list[Wait]] = {}
     """What the oldest runs wait for, by run id, of those that are still open."""
+    app_views: list[ViewReading] = []
+    """Views of apps, by name, each with five keys of its newest window."""
     quarantine: Quarantined | None = None
     """None: not read. The view `quarantine` counts all that have ever been there."""
     undelivered: int = 0

@@ -167,8 +167,9 @@ class NamespaceKeys:
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self.app_views = f"{self.prefix}app-views"
-        """Hash: name of an app's view -> that view, merged of all shards, JSON; `<name>/short` -> as much of it as the
-        status shows."""
+        """Hash: name of an app's view -> that view, merged of all shards, JSON."""
+        self.app_view_heads = f"{self.prefix}app-view-heads"
+        """Hash: the same name -> as much of that view as the status shows."""
         self._shards: dict[int, ShardKeys] = {}
         self._queues: dict[tuple[str, int], QueueKeys] = {}
 

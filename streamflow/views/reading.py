@@ -118,6 +118,11 @@ class EncodedView(StoredView):
     windows: list[msgspec.Raw] = []  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+def rebuild_field(name: str) -> str:
+    """Beside the heads: when somebody has wanted the view to be counted again. No name has a slash."""
+    return f"{name}/rebuild"
+
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(StoredView).decode
 

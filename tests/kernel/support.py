@@ -229,7 +229,7 @@ def known_keys(keys: NamespaceKeys) -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}queue:{name}:stream": "stream",
         rf"{shard}queue:{name}:(steps|details)": "hash",
         rf"{re.escape(keys.prefix)}(meta|members|workers|ended|workflows|served|paused|queues|groups)": "hash",
-        rf"{re.escape(keys.prefix)}(undelivered|files|app-views)": "hash",
+        rf"{re.escape(keys.prefix)}(undelivered|files|app-views|app-view-heads)": "hash",
         rf"{re.escape(keys.prefix)}view:{name}": "string",
         rf"{re.escape(keys.prefix)}suspects:{name}": "string",
     }

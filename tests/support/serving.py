@@ -177,6 +177,7 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
         keys.undelivered,
         keys.files,
         keys.app_views,
+        keys.app_view_heads,
         keys.suspects(a_name),
         keys.view("oldest"),
         keys.view("attention"),

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow.client.views import forget_view
 from streamflow.daemon import view_folder
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.screen.layout import status_lines
+from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
 from tests.support.serving import client, no_unknown_keys_are_left, running_daemon
 from tests.support.waiting import until
@@ -206,6 +209,42 @@ async def test_what_was_trimmed_before_it_was_counted_is_named(
         assert found.sum() == 4
         assert found.missed is not None
         assert found.missed[0] <= found.missed[1]
+
+
+async def test_a_view_is_counted_again_while_daemons_run(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    async with running_daemon(make_app(), embedded_server, namespace, **FAST):
+        await pay(client, 1, 2)
+        await counted(client, 2)
+        shards = (await client.read_namespace()).shards
+        assert await forget_view(client.store, client.kernel, shards, "paid", 1, merged=False) > 0
+        await pay(client, 3)
+
+        async def is_again() -> bool:
+            return (await client.view("paid")).sum() == 6
+
+        await until(is_again)
+    assert await forget_view(client.store, client.kernel, shards, "paid", 1, merged=True) == shards
+    with pytest.raises(sf.UnknownView, match="known views: others"):
+        await client.view("paid")
+
+
+async def test_the_status_has_the_largest_keys(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    async with running_daemon(make_app(), embedded_server, namespace, **FAST):
+        await pay(client, 1, 2, 3)
+        await counted(client, 3)
+        await counted(client, 3, "others")
+        status = await StatusCollector(client).collect()
+        assert [(view.name, view.rows[0].key, view.rows[0].value) for view in status.app_views] == [
+            ("others", {}, 3),
+            ("paid", {"currency": "eur"}, 4),
+        ]
+        lines = [line.plain for line in status_lines(status, 120)]
+        assert any(line.lstrip().startswith("paid") or " paid " in line for line in lines)
+        assert any("currency=eur" in line for line in lines)
 
 
 async def test_an_app_without_views_starts_no_loop_and_stores_nothing(
