@@ -32,6 +32,8 @@ from streamflow.store.pauses import paused_queues, paused_workflows, read_pauses
 from streamflow.store.queues import QueueFigures, read_queues
 from streamflow.store.router import open_store
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
+from streamflow.text import recordable
+from streamflow.views.reading import decode_view
 from streamflow.workflow.app import App
 
 T = TypeVar("T")
@@ -48,6 +50,8 @@ MAX_SHARDS_READ = 1024
 """With more shards than this, what has to be asked of each is left out."""
 MAX_QUEUES_READ = 500
 """Clients may make any number of queues: those of the app, and so many of the others, are read."""
+MAX_KEY = 300
+"""Bytes of a view's key in a label."""
 OPEN = ("running", "stuck", "paused")
 ENDED = ("completed", "failed", "cancelled")
 _GONE_ON = {"failed": "retried", "cancelled": "uncancelled"}
@@ -104,6 +108,7 @@ class NamespaceFigures:
         self._kernel = Kernel(keys)
         self._clock = clock
         self._app_queues = app.queues
+        self._app_views = frozenset(app.views)
         self._workflows = Names(app.workflows)
         self._steps = Names(app.steps)
         self._queues = Names(app.queues)
@@ -158,7 +163,10 @@ class NamespaceFigures:
                 for one in of_shard
             ),
         ]
+        if self._app_views:
+            calls.append((keys.app_view_heads, Call.plain("HGETALL", keys.app_view_heads)))
         clock, members, queues, pauses, views, *rest = await send_to_each(self._store, calls, PATIENCE)
+        heads: Any = rest.pop() if self._app_views else {}
         if isinstance(clock, StoreError):
             raise clock
         infos, rest = rest[: len(asked)], rest[len(asked) :]
@@ -177,6 +185,8 @@ class NamespaceFigures:
         if not isinstance(pauses, StoreError):
             _put_paused(figures, catalog.WORKFLOW_PAUSED, self._workflows, self._no_runs, paused_workflows(pauses))
             _put_paused(figures, catalog.QUEUE_PAUSED, self._queues, self._app_queues, paused_queues(pauses))
+        if not isinstance(heads, StoreError):
+            put_app_views(figures, self._app_views, heads)
         rest = rest[len(shards) :]
         if own:
             self._put_own(figures, now, rest[: len(own)], rest[len(own) :])
@@ -277,3 +287,22 @@ def _first_due(answer: Any, otherwise: int) -> int:
         return otherwise
     score = answer[0][1] if isinstance(answer[0], (list, tuple)) else answer[1]
     return int(float(score))
+
+
+def put_app_views(figures: Figures, known: Collection[str], heads: Mapping[bytes, bytes]) -> None:
+    """`known`: the views of this app; `heads`: of each view that somebody has counted the largest keys, as stored."""
+    for name, data in heads.items():
+        view = name.decode(errors="replace")
+        if view not in known:
+            continue
+        try:
+            stored = decode_view(data)
+        except DECODE_ERRORS:
+            continue
+        figures.set(catalog.VIEW_EVENTS, stored.events, view)
+        for window in stored.windows[:1]:
+            for row in window.rows:
+                key = ",".join(f"{label}={value}" for label, value in row.key.items())
+                figures.set(catalog.VIEW_VALUE, row.value, view, recordable(key, MAX_KEY))
+            if window.rest is not None:
+                figures.set(catalog.VIEW_VALUE, window.rest.value, view, "")

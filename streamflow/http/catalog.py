@@ -6,7 +6,8 @@ Must not: know where a value comes from. Called by: `figures.py`, `exposition.py
 Names follow Prometheus' rules: base units, `_total` for what only grows. What begins with `streamflow_namespace_` or
 `streamflow_server_` is about all of the namespace, and each daemon says the same of it: take the maximum. Everything
 else is about one process: add it up. No label has values without bound: names of workflows, steps and queues are those
-of the app, and some more; the others are `other`. Ids, tenants and error messages are in no label.
+of the app, and some more; the others are `other`. Ids, tenants and error messages are in no label, but
+what an app's own views have in their keys is: of the five largest.
 """
 
 from __future__ import annotations
@@ -281,6 +282,16 @@ QUEUE_PAUSED = Metric(
     "namespace",
     "1 if somebody has paused the queue: workers take nothing from it.",
     ("queue",),
+)
+VIEW_VALUE = Metric(
+    "streamflow_namespace_view_value",
+    "gauge",
+    "namespace",
+    "What a view of the app has counted in its newest window, of its five largest keys; `key` empty: beyond its `top`.",
+    ("view", "key"),
+)
+VIEW_EVENTS = Metric(
+    "streamflow_namespace_view_events", "gauge", "namespace", "Events that a view of the app has counted.", ("view",)
 )
 QUEUES = Metric("streamflow_namespace_queues", "gauge", "namespace", "Queues that are registered.")
 DAEMONS = Metric("streamflow_namespace_daemons", "gauge", "namespace", "Daemons that are members.")

@@ -10,7 +10,10 @@ import pytest
 import streamflow as sf
 from streamflow.client.views import forget_view
 from streamflow.daemon import view_folder
+from streamflow.daemon.namespace_figures import put_app_views
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.http import catalog
+from streamflow.http.figures import Figures
 from streamflow.screen.layout import status_lines
 from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
@@ -32,7 +35,8 @@ def make_app(aggregate: Any = None, **options: Any) -> sf.App:
         sf.record("cents", cents, currency="eur" if cents % 2 else "usd")
         return cents
 
-    app.view(aggregate or sf.total("cents"), **{"name": "paid", "by": ["currency"], **options})
+    chosen: dict[str, Any] = {"name": "paid", "by": ["currency"], **options}
+    app.view(aggregate or sf.total("cents"), **chosen)
     app.view(sf.count("cents"), name="others")
     return app
 
@@ -233,7 +237,8 @@ async def test_a_view_is_counted_again_while_daemons_run(
 async def test_the_status_has_the_largest_keys(
     embedded_server: EmbeddedServer, namespace: str, client: sf.Client
 ) -> None:
-    async with running_daemon(make_app(), embedded_server, namespace, **FAST):
+    app = make_app()
+    async with running_daemon(app, embedded_server, namespace, **FAST):
         await pay(client, 1, 2, 3)
         await counted(client, 3)
         await counted(client, 3, "others")
@@ -242,6 +247,14 @@ async def test_the_status_has_the_largest_keys(
             ("others", {}, 3),
             ("paid", {"currency": "eur"}, 4),
         ]
+        figures = Figures()
+        put_app_views(figures, app.views, await client.store.one(Call.plain("HGETALL", client.keys.app_view_heads)))
+        assert figures.values[catalog.VIEW_EVENTS] == {("others",): 3, ("paid",): 3}
+        assert figures.values[catalog.VIEW_VALUE] == {
+            ("others", ""): 3,
+            ("paid", "currency=eur"): 4,
+            ("paid", "currency=usd"): 2,
+        }
         lines = [line.plain for line in status_lines(status, 120)]
         assert any(line.lstrip().startswith("paid") or " paid " in line for line in lines)
         assert any("currency=eur" in line for line in lines)

@@ -47,7 +47,7 @@ def view(
     """
     from streamflow.screen.app_views import list_table, view_table
 
-    wanted = dict(_label(text) for text in labels)
+    wanted: dict[str, Any] = dict(_label(text) for text in labels)
 
     async def fetch() -> list[ViewReading]:
         async with open_client(redis, namespace) as client:

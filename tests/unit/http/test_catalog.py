@@ -20,6 +20,8 @@ def test_names_follow_the_rules(metric: Metric) -> None:
     assert is_whole == (metric.whose == "namespace")
     assert set(metric.labels) <= {
         "kind",
+        "view",
+        "key",
         "version",
         "result",
         "workflow",

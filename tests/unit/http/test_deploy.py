@@ -47,6 +47,8 @@ WITHOUT_A_PANEL = {
     "streamflow_chunks_missed_total": "the same, and readers see it",
     "streamflow_metrics_read_success": "where it is 0, the panels of that daemon's namespace and server have a gap",
     "streamflow_namespace_queues": "the panels of queues have a line for each",
+    "streamflow_namespace_view_value": "each app's views are its own",
+    "streamflow_namespace_view_events": "the same",
     "streamflow_namespace_shards": "it never changes; how many have no owner has a panel",
 }
 """Why the dashboard doesn't show these."""

@@ -27,7 +27,8 @@ _events = st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abcdefghij"), s
 
 
 def view(aggregate: Any = None, **options: Any) -> View:
-    return sf.App().view(aggregate or sf.total("x"), **{"name": "v", "by": ["model"], **options})
+    chosen: dict[str, Any] = {"name": "v", "by": ["model"], **options}
+    return sf.App().view(aggregate or sf.total("x"), **chosen)
 
 
 def transition(event: Event) -> Transition:
@@ -198,7 +199,8 @@ def test_only_finite_numbers_can_be_recorded(value: Any) -> None:
 
 def test_labels_are_few_short_and_have_names() -> None:
     sf.record("x", 1, model="large", number=3)
-    for labels in ({f"l{n}": "x" for n in range(9)}, {"l": "x" * 129}, {"l l": "x"}, {"l": 1.5}):
+    refused: list[dict[str, Any]] = [{f"l{n}": "x" for n in range(9)}, {"l": "x" * 129}, {"l l": "x"}, {"l": 1.5}]
+    for labels in refused:
         with pytest.raises(sf.UsageError):
             sf.record("x", 1, **labels)
     with pytest.raises(sf.InvalidName):
