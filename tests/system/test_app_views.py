@@ -18,6 +18,7 @@ from streamflow.screen.layout import status_lines
 from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
 from tests.support.serving import client, no_unknown_keys_are_left, running_daemon
+from tests.support.shell import Shell
 from tests.support.waiting import until
 
 __all__ = ["client", "no_unknown_keys_are_left"]
@@ -258,6 +259,30 @@ async def test_the_status_has_the_largest_keys(
         lines = [line.plain for line in status_lines(status, 120)]
         assert any(line.lstrip().startswith("paid") or " paid " in line for line in lines)
         assert any("currency=eur" in line for line in lines)
+
+
+async def test_commands_print_views_and_remove_them(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shell = Shell(embedded_server.url, namespace)
+    async with running_daemon(make_app(window="day"), embedded_server, namespace, **FAST):
+        await pay(client, 1, 2, 3)
+        await counted(client, 3)
+        await counted(client, 3, "others")
+        listed = await shell("view")
+        assert [line.split()[0] for line in listed.splitlines()] == ["VIEW", "others", "paid"]
+        printed = await shell("view", "paid")
+        rows = [line.split() for line in printed.splitlines() if line.strip()]
+        assert rows[0][0] == "PAID"
+        assert rows[1:3] == [["eur", "4"], ["usd", "2"]]
+        assert "counts 3 events from the beginning" in printed
+        exact = await shell.data("view", "paid", "--by", "currency=usd")
+        assert [(row["key"], row["value"]) for row in exact["windows"][0]["rows"]] == [({"currency": "usd"}, 2)]
+        assert "known views: others, paid" in await shell("view", "pad", code=2)
+        assert "count view paid again" in await shell("views", "rebuild", "paid")
+    assert (await shell.data("views", "remove", "paid"))["view"] == "paid"
+    assert await shell.data("view") == [await shell.data("view", "others")]
 
 
 async def test_an_app_without_views_starts_no_loop_and_stores_nothing(
