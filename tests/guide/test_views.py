@@ -9,7 +9,7 @@ import pytest
 
 import streamflow as sf
 import streamflow.testing as sft
-from tests.guide.conftest import Serve
+from tests.guide.conftest import Serve, Work
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +30,17 @@ async def ask(model: str, prompt: str) -> str:
 def embed(text: str) -> int:
     sf.record("tokens", len(text), model="embedding")
     return len(text)
+
+
+@app.step(queue="gpu")
+async def render(text: str) -> int:
+    sf.record("tokens", len(text), model="vision")
+    return len(text)
+
+
+@app.workflow
+async def drawing(text: str) -> int:
+    return await render(text)
 
 
 @app.workflow
@@ -136,6 +147,12 @@ async def test_a_step_in_a_process_records_as_well(serve: Serve) -> None:
     async with serve(app) as client:
         await (await client.start(indexing, "some text")).result()
         assert [row.value for row in (await counted(client, "tokens", 1)).rows] == [9]
+
+
+async def test_a_step_at_a_worker_records_as_well(serve: Serve, work: Work) -> None:
+    async with serve(app) as client, work(app, "gpu"):
+        await (await client.start(drawing, "a cat")).result()
+        assert [(row.key["model"], row.value) for row in (await counted(client, "tokens", 1)).rows] == [("vision", 5)]
 
 
 async def test_a_view_that_nobody_has_is_refused_with_those_there_are(serve: Serve) -> None:
