@@ -217,7 +217,7 @@ def test_completion_knows_the_commands() -> None:
         (["enqueue", "flow", "1", "--input", "2"], "unexpected extra argument (1) (see streamflow enqueue --help)"),
         (["enqueue", "flow", "[" * 100_000], "the input of a run is an option, --input '"),
         (["enqueue", "flow", "\udcff"], "the input of a run is an option, --input '\"?\"'"),
-        (["views"], "missing argument 'rebuild'. Choose from: rebuild (see streamflow views --help)"),
+        (["views"], "missing argument 'rebuild|remove'. Choose from: rebuild, remove (see streamflow views --help)"),
         (["export"], "RUN"),
         (["export", "bad id"], "run id 'bad id' is not allowed"),
         (["replay"], "RUN|FILE|DIRECTORY"),
