@@ -30,6 +30,8 @@ GROUP = "bench"
 SETTLE_SECONDS = 2.0
 """For the daemons' next heartbeats, with which they learn of a group."""
 IDLE_SECONDS = 5.0
+REST_SECONDS = 6.0
+"""Until the daemons have merged the last views."""
 SAMPLES = 100
 POLL_SECONDS = 0.02
 
@@ -119,6 +121,9 @@ async def _lag(system: Deployment, options: Options, report: Report, runs: int) 
     times: list[float] = []
     async with client.events(GROUP, kinds=["RunCompleted"]) as subscription:
         events = aiter(subscription)
+        async with asyncio.timeout(60):
+            while len(subscription.shards) < options.shards:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
         for number in range(max(SAMPLES // (10 if options.quick else 1), 5)):
             run = await client.start(chain, 0)
             result = asyncio.create_task(run.result())
@@ -141,6 +146,7 @@ async def _lag(system: Deployment, options: Options, report: Report, runs: int) 
 async def _at_rest(rig: Rig, system: Deployment, options: Options, report: Report) -> None:
     """What a consumer costs the server when nothing happens, above what there is without it."""
     spent: list[tuple[float, float]] = []
+    await asyncio.sleep(REST_SECONDS)
     for with_one in (False, True):
         async with contextlib.AsyncExitStack() as stack:
             if with_one:

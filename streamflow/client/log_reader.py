@@ -33,6 +33,8 @@ LEAST = 16 * 1024
 """Bytes of a shard that are read at once at least."""
 BLOCK_MS = 500
 """Ms for which one read waits: a shard that has come meanwhile is waited for by the next one."""
+SHORT_BLOCK_MS = 20
+"""The same while some shards are just being read: they are waited for by the next one, too."""
 GATHER = 0.01
 """Seconds between two reads that wait: while much happens, each of them finds several entries."""
 OVERHEAD = 100
@@ -159,7 +161,8 @@ class LogReader:
             await self._changed.wait()
             return
         asked = {key: log.position for key, log in at_end.items()}
-        found = await self._store.read_logs(asked, BLOCK_MS, 1)
+        block_ms = BLOCK_MS if len(at_end) == len(self.logs) else SHORT_BLOCK_MS
+        found = await self._store.read_logs(asked, block_ms, 1)
         for key, entries in found.items():
             log = at_end[key]
             if not log.gone and log.position == asked[key]:

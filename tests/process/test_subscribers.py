@@ -136,12 +136,14 @@ async def whole(client: sf.Client) -> bool:
     """Whether the daemon knows of the group."""
     run = await client.start(chain, 0)
     await run.result(timeout=DEADLINE)
+    found = ""
     async with client.events("probe", from_="oldest") as subscription:
         async for event in subscription:
             if event.run_id == run.id:
+                found = event.id.replace(f":{event.offset}:", "")
                 break
     await client.remove_group("probe")
-    return event.id.rsplit(":", 1)[0] != f"{run.id}:{event.offset}"
+    return ":" in found
 
 
 async def wait(condition: Callable[[], Any]) -> None:
