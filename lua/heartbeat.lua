@@ -5,15 +5,17 @@
 -- if its heartbeat is still the one that was watched. Only a heartbeat that `joins` makes a member: one that arrives
 -- late, after its daemon has left, changes nothing, and a daemon that was removed joins again. The server's time is
 -- what a daemon compares its own clock with (`daemon/clock.py`). There may be many workers, and they need not know each
--- other: without `others` a heartbeat costs the same, however many there are. Safe to run twice.
+-- other: without `others` a heartbeat costs the same, however many there are. Whatever else is wanted with each heartbeat
+-- comes in the same reply: small hashes of the namespace. Safe to run twice.
 --
--- KEYS   members
+-- KEYS   members, then for each wanted: hash
 -- ARGV   member,
 --        heartbeat, ('' removes the member)
 --        joins, ('' if it is a member already)
 --        others, ('' if only the caller's own heartbeat is wanted)
 --        then for each dead member: member, last_heartbeat
--- RETURNS ms (the server's time), then member heartbeat… of all members, or of the caller if it is one / WRONGTYPE key
+-- RETURNS ms (the server's time), heartbeats (member heartbeat… of all members, or of the caller if it is one), then for
+--         each wanted: fields (field value…, nil if the key has another type) / WRONGTYPE key
 -- @include shared/holds
 local members = KEYS[1]
 if not holds(members, 'hash') then return redis.error_reply('WRONGTYPE ' .. members) end
@@ -26,12 +28,14 @@ end
 for i = 5, #ARGV, 2 do
   if redis.call('HGET', members, ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', members, ARGV[i]) end
 end
-local time, reply = redis.call('TIME'), {}
+local heartbeats = {}
 if ARGV[4] ~= '' then
-  reply = redis.call('HGETALL', members)
+  heartbeats = redis.call('HGETALL', members)
 else
   local own = redis.call('HGET', members, ARGV[1])
-  if own then reply = {ARGV[1], own} end
+  if own then heartbeats = {ARGV[1], own} end
 end
-table.insert(reply, 1, string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)))
+local time = redis.call('TIME')
+local reply = {string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)), heartbeats}
+for i = 2, #KEYS do reply[#reply + 1] = holds(KEYS[i], 'hash') and redis.call('HGETALL', KEYS[i]) end
 return reply

@@ -339,10 +339,12 @@ class Committed(msgspec.Struct):
 
 
 class Heartbeats(msgspec.Struct):
-    """Reply of `heartbeat`. `clock`: the server's, in ms; `members`: the heartbeats of all by member id."""
+    """Reply of `heartbeat`. `clock`: the server's, in ms; `members`: the heartbeats of all by member id; `hashes`: what
+    was wanted besides, None where the key has another type."""
 
     clock: int
     members: dict[str, bytes]
+    hashes: list[dict[bytes, bytes] | None] = []
 
 
 class Checkpointed(msgspec.Struct):
@@ -1131,18 +1133,20 @@ class Kernel:
         joins: bool = True,
         others: bool = True,
         members: str = "",
+        hashes: Sequence[str] = (),
     ) -> Call[Heartbeats]:
         """Store a heartbeat of a daemon or worker, remove members that the caller considers dead, and return all
         heartbeats; without `others` only the caller's.
 
         An empty `heartbeat` removes the member itself. `dead`: (member, heartbeat that was seen last). Without `joins`
         it is stored only if the caller is a member already. `members`: the key that has them, unless it is that of the
-        daemons. Returns the heartbeats, and the server's time.
+        daemons. `hashes`: keys of the namespace that are read, too. Returns the heartbeats, these, and the server's
+        time.
         """
         args: list[Any] = [member, heartbeat, "1" if joins else "", "1" if others else ""]
         for dead_member, last_heartbeat in dead:
             args += (dead_member, last_heartbeat)
-        return Call("heartbeat", [members or self.keys.members], args, _heartbeats)
+        return Call("heartbeat", [members or self.keys.members, *hashes], args, _heartbeats)
 
     def mark_suspects(self, member: str, seconds: int, body: bytes) -> Call[bytes]:
         """Note what a daemon or worker is about to run that may end its process, for its successor.
@@ -1261,8 +1265,10 @@ def _chunk_page(reply: list[bytes]) -> ChunkPage:
     return ChunkPage(header, made.decode(), int(first), int(following), int(total), entries)
 
 
-def _heartbeats(reply: list[bytes]) -> Heartbeats:
-    return Heartbeats(int(reply[0]), {name.decode(errors="replace"): value for name, value in _pairs(reply[1:])})
+def _heartbeats(reply: list[Any]) -> Heartbeats:
+    clock, heartbeats, *hashes = reply
+    members = {name.decode(errors="replace"): value for name, value in _pairs(heartbeats)}
+    return Heartbeats(int(clock), members, [None if fields is None else dict(_pairs(fields)) for fields in hashes])
 
 
 def _code(reply: list[bytes]) -> Reply:

@@ -60,6 +60,7 @@ HEADER = Header("completed", 3, "c", 1, 2, "<workflow>", "<tenant>", "", {"name"
 BEFORE, AFTER = SHARD.index("before", "f"), SHARD.index("after", "f")
 
 REPEATED_KEYS = {
+    "hash": KEYS.paused,
     "run": SHARD.run("<id>"),
     "index": SHARD.index("running", "<workflow>"),
     "tenant_index": SHARD.tenant("<tenant>"),
@@ -374,8 +375,13 @@ VERBS: dict[str, Verb] = {
         lambda n: {"removed": n["removed"]},
     ),
     "heartbeat": Verb(
-        lambda n: KERNEL.heartbeat("<member>", b"<heartbeat>", [("<member>", b"<last_heartbeat>")] * n["dead"]),
-        {"dead": ("dead member",)},
+        lambda n: KERNEL.heartbeat(
+            "<member>",
+            b"<heartbeat>",
+            [("<member>", b"<last_heartbeat>")] * n["dead"],
+            hashes=[KEYS.paused] * n["wanted"],
+        ),
+        {"dead": ("dead member",), "wanted": ("wanted",)},
         lambda _: {"joins": "1", "others": "1"},
     ),
     "open_namespace": Verb(

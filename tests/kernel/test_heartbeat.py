@@ -74,6 +74,22 @@ async def test_a_member_whose_heartbeat_changed_after_all_stays(shard: Shard) ->
     assert (await shard.do(shard.kernel.heartbeat("one", b"1", [("two", b"7")]))).members == {"one": b"1", "two": b"8"}
 
 
+async def test_hashes_that_are_wanted_come_in_the_same_reply(shard: Shard) -> None:
+    keys = shard.kernel.keys
+    await shard.plain("HSET", keys.paused, "queue:gpu", "{}")
+    answer = await shard.do(shard.kernel.heartbeat("one", b"1", hashes=[keys.paused, keys.groups]))
+    assert answer.members == {"one": b"1"}
+    assert answer.hashes == [{b"queue:gpu": b"{}"}, {}]
+
+
+async def test_a_hash_of_another_type_is_said_and_hinders_nothing(shard: Shard) -> None:
+    keys = shard.kernel.keys
+    await shard.plain("SET", keys.paused, "text")
+    answer = await shard.do(shard.kernel.heartbeat("one", b"1", hashes=[keys.paused, keys.groups]))
+    assert (answer.members, answer.hashes) == ({"one": b"1"}, [None, {}])
+    await shard.plain("DEL", keys.paused)
+
+
 async def test_wrong_key_types_leave_nothing_half_written(shard: Shard) -> None:
     await shard.do(shard.kernel.heartbeat("two", b"1"))
     await shard.assert_wrong_types_leave_nothing_half_written(shard.kernel.heartbeat("one", b"1", [("two", b"1")]))

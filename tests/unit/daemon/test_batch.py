@@ -28,7 +28,7 @@ from streamflow.model.sharding import Partition, shard_of
 from streamflow.store.kernel import FRESH, Attempt, Put
 from streamflow.store.namespace import Namespace
 from streamflow.watch.blocker import RunNote
-from streamflow.wire import InboxMessage, decode_job, origin_of
+from streamflow.wire import InboxMessage, decode_job, origin_of, published_name
 from tests.support.fakes import owned, pack, put, signal, start
 from tests.support.machine_driver import plain, raw
 
@@ -571,8 +571,9 @@ def test_published_values_are_put_with_the_transition() -> None:
     batch = decide(shard, published={"progress": pack(3), "last": pack("x")})
     key = shard.keys.published("r")
     assert batch.batch.puts == [Put(key, "progress", pack(3)), Put(key, "last", pack("x"))]
-    assert batch.batch.notification == b""
-    assert decide(shard).batch.puts == []
+    assert msgspec.msgpack.decode(batch.batch.notification) == [[published_name("r"), b""]], "for who watches them"
+    later = decide(shard).batch
+    assert (later.puts, later.notification) == ([], b"")
 
 
 def test_answers_are_stored_and_notified_beside_the_runs_that_end() -> None:

@@ -201,11 +201,10 @@ class Bench:
             self.members.pop(member, None)
         elif joins or member in self.members:
             self.members[member] = beat
-        return Heartbeats(5_000, dict(self.members))
+        stored: dict[str, dict[bytes, bytes]] = {KERNEL.keys.meta: {b"identity": b"identity", b"durability": b"server"}}
+        return Heartbeats(5_000, dict(self.members), [stored.get(key, {}) for key in call.keys[1:]])
 
     def _record(self, call: Call[Any]) -> list[bytes | None]:
-        if call.args[1] == KERNEL.keys.meta:
-            return [b"identity", b"server"]
         number = int(call.args[1].partition("/")[2].partition("}")[0])
         token, holder = self.owners.get(number, ("", ""))
         return [token.encode() or None, holder.encode() or None]
