@@ -134,15 +134,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     group_bytes: Annotated[
         int,
         Meta(
-            description="bytes that the logs of all shards keep besides for groups of subscribers that are behind, "
-            "about; each an equal part",
+            description="bytes that the logs of all shards keep besides for groups of subscribers and views of apps "
+            "that are behind, about; each an equal part",
             ge=0,
         ),
     ] = 268_435_456
     group_age: Annotated[
         float,
         Meta(
-            description="seconds after which an entry of a log is deleted also if a group of subscribers is behind",
+            description="seconds after which an entry of a log is deleted also if a group or view is behind",
             gt=0,
         ),
     ] = 604_800.0

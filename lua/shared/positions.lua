@@ -3,7 +3,8 @@
 -- `<group>`: `<identity> <offset> <read> <token> <holder>`: the identity of the group, the entry up to which all is
 -- acknowledged, how many entries of the log were before and with it, whose consumer may acknowledge, and its id; a token
 -- without a nonce and the holder `-` are nobody's. `<group>/lost`: `<entries> <first> <last> <ms>`: how many entries were
--- removed that the group had not acknowledged, between which two offsets, and when last.
+-- removed that the group had not acknowledged, between which two offsets, and when last. `/view/<view>`: the entry up to
+-- which the view of an app counts; it is gone when entries behind that were removed.
 
 local NO_HOLDER = '-'
 local LAST_NUMBER = '9007199254740991' -- 2^53 - 1: the number behind an entry's ms, where it means all of that ms
@@ -39,20 +40,29 @@ local function put_position(positions, group, identity, offset, read, token, hol
   redis.call('HSET', positions, group, table.concat(words, ' '))
 end
 
+local VIEW = '/view/'
+
 local function is_group(field) return not string.find(field, '/', 1, true) end -- no name has a slash
 
--- The offset of the group that is furthest behind; nil if there is no group.
+-- What the view of an app counts up to; nil if the field is not a view's, or somebody has damaged it.
+local function counted_upto(field, value)
+  if string.sub(field, 1, #VIEW) == VIEW then return string.match(value, '^%d+%-%d+$') end
+end
+
+-- The offset of the group or view that is furthest behind; nil if there is none.
 local function least_position(positions)
   local least
   local stored = redis.call('HGETALL', positions)
   for i = 1, #stored, 2 do
     local _, offset = position_of(is_group(stored[i]) and stored[i + 1])
+    offset = offset or counted_upto(stored[i], stored[i + 1])
     if offset and (not least or before(offset, least)) then least = offset end
   end
   return least
 end
 
--- `lost` entries behind `held` were removed, `removed` in all: those groups that hadn't acknowledged them go on behind.
+-- `lost` entries behind `held` were removed, `removed` in all: those groups that hadn't acknowledged them go on behind, and
+-- those views that hadn't counted them have no position any more: their owner finds that out.
 local function note_lost(positions, log, lost, removed, held, trim, now)
   local first = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
   local upto = first and id_before(first[1]) or trim
@@ -60,7 +70,10 @@ local function note_lost(positions, log, lost, removed, held, trim, now)
   for i = 1, #stored, 2 do
     local group = stored[i]
     local identity, offset, read, token, holder = position_of(is_group(group) and stored[i + 1])
-    if identity and before(offset, upto) then
+    local counted = counted_upto(group, stored[i + 1])
+    if counted and before(counted, upto) then
+      redis.call('HDEL', positions, group)
+    elseif identity and before(offset, upto) then
       local missed = offset == held and lost or math.min(lost, math.max(0, removed - read))
       put_position(positions, group, identity, upto, removed, token, holder)
       if missed > 0 then

@@ -2,8 +2,8 @@
 -- The field `trim` is the last entry to remove, never behind `base_offset`; `trimming` is there while some are left.
 -- Whole nodes go first, and then what is left of one node. The server frees 10,000 small entries in a millisecond, and
 -- some 10 MB of large ones: one call removes as many as that, judged by the first nodes.
--- What a group has not acknowledged stays (`positions`), but not beyond limits: bytes of the whole log, and an age. What
--- is removed all the same is noted for each group that misses it. `removed` of the views counts what ever was removed, so
+-- What a group has not acknowledged or a view of an app not counted stays (`positions`), but not beyond limits: bytes of
+-- the whole log, and an age. What is removed all the same is noted for each group and view that misses it. `removed` of the views counts what ever was removed, so
 -- that `removed` and the log's length are the number of entries that there ever were.
 -- Needs `before` and `positions` (shared/positions).
 local MOST_TRIMMED, FEWEST_TRIMMED = 5000, 256 -- entries; a node has up to 100
@@ -15,8 +15,8 @@ local function move_base(views, partial, offset, upto, trimmed)
   redis.call('HSET', views, 'base', partial, 'base_offset', offset, 'since', 0, 'trim', upto, 'trimming', 1)
 end
 
--- Returns whether entries are left that are to be removed at once, and if groups hold some, when to look again (ms).
--- `now` nil: only what no group waits for. Else `most`: bytes that the log may have while groups wait; `age`: ms.
+-- Returns whether entries are left that are to be removed at once, and if some are held, when to look again (ms).
+-- `now` nil: only what no group and no view waits for. Else `most`: bytes that the log may have while groups wait; `age`: ms.
 local function trim_log(log, views, positions, now, most, age)
   local LOOK_AGAIN = 10000 -- ms, at the earliest
   local stored = redis.call('HMGET', views, 'trim', 'trimming')
@@ -46,7 +46,7 @@ local function trim_log(log, views, positions, now, most, age)
   end
   if not now then return false end
 
-  -- Everything up to `held` is gone; what is behind it is lost for at least one group.
+  -- Everything up to `held` is gone; what is behind it is lost for at least one group or view.
   local lost, is_full = 0, false
   local old = string.format('%.0f-0', now - age)
   local due = before(old, trim) and old or trim

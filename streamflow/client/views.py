@@ -14,7 +14,7 @@ from streamflow.errors import UnknownView
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.names import check_name
 from streamflow.store.connection import Call, Store
-from streamflow.store.kernel import Kernel, Put
+from streamflow.store.kernel import Kernel, Put, view_position
 from streamflow.store.keys import NamespaceKeys
 from streamflow.suggestions import did_you_mean
 from streamflow.views.reading import ViewReading, decode_view, reading, rebuild_field
@@ -68,6 +68,8 @@ async def forget_view(store: Store, kernel: Kernel, shards: int, name: str, now_
         if fields:
             found += 1
             await store.one(Call.plain("HDEL", key, *fields))
+    for number in range(shards):  # nothing is kept for it any more
+        await store.one(Call.plain("HDEL", keys.shard(number).positions, view_position(name)))
     if merged:
         await store.one(Call.plain("HDEL", keys.app_views, name))
         await store.one(Call.plain("HDEL", keys.app_view_heads, name, rebuild_field(name)))

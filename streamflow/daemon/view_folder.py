@@ -39,7 +39,7 @@ from streamflow.loops import TURN, retry_forever
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import decode_header
 from streamflow.store.connection import Call, OtherHistory
-from streamflow.store.kernel import Reply
+from streamflow.store.kernel import Reply, view_position
 from streamflow.views import cells
 from streamflow.views.reading import rebuild_field
 from streamflow.workflow.view import View
@@ -181,21 +181,30 @@ class ViewFolder:
                     field = state_field(self.version)
                     calls.append(
                         self._kernel.store_view(
-                            shard.number, self.view.name, shard.token, field, part.stored, after, removed, written
+                            shard.number,
+                            self.view.name,
+                            shard.token,
+                            field,
+                            part.stored,
+                            after,
+                            part.held,
+                            part.state.offset,
+                            removed,
+                            written,
                         )
                     )
                     sent.append((shard, part, after))
         answers: list[Reply | StoreError] = await self._store.send(calls, same_history=True) if calls else []
         for (shard, part, after), answer in zip(sent, answers, strict=True):
             if answer is Reply.OK:
-                part.stored, part.old_fields = after, []
+                part.stored, part.held, part.old_fields = after, part.state.offset.encode(), []
                 part.trim()
                 if self._troubles:
                     self._troubles.works(self.subject, _not_counted(shard.number))
             else:
-                self._forget(
-                    shard
-                )  # another owner, another history, or somebody has it counted again: it is read again
+                # Another owner, another history, somebody has it counted again, or what it has not counted is gone:
+                # it is read again.
+                self._forget(shard)
                 if isinstance(answer, StoreError) and not isinstance(answer, OtherHistory):
                     refused = answer
         return refused
@@ -209,13 +218,13 @@ class ViewFolder:
         name, now = self.view.name, self._clock.now_ms()
         asked = [Call.plain("HKEYS", shard.keys.app_view(name)) for shard in shards]
         asked += [Call.plain("HGET", shard.keys.app_view(name), state_field(self.version)) for shard in shards]
-        asked += [Call.plain("HGET", shard.keys.views, "trim") for shard in shards]
-        asked += [Call.plain("XRANGE", shard.keys.log, "-", "+", "COUNT", 1) for shard in shards]
+        asked += [Call.plain("HGET", shard.keys.positions, view_position(name)) for shard in shards]
         answers = await self._store.send(asked)
         count = len(shards)
+        read: list[tuple[OwnedShard, Part, Sequence[bytes], bool]] = []
         for at, shard in enumerate(shards):
-            fields, stored, trim, first = (answers[at + count * n] for n in range(4))
-            if error := next((one for one in (fields, stored, trim, first) if isinstance(one, StoreError)), None):
+            fields, stored, held = (answers[at + count * n] for n in range(3))
+            if error := next((one for one in (fields, stored, held) if isinstance(one, StoreError)), None):
                 refused = error
                 continue
             try:
@@ -224,8 +233,36 @@ class ViewFolder:
                 _log.error("what %s has stored of shard %d can't be read: counted again: %s", name, shard.number, error)
                 part = Part(self.version, b"")
                 part.stored = stored
-            oldest = first[0][0].decode() if first else ""
-            self._note_gap(part, (trim or b"").decode(), oldest, now)
+            part.held = held or b""
+            read.append((shard, part, fields, part.held == part.state.offset.encode()))
+        calls = [
+            self._kernel.store_view(
+                shard.number,
+                name,
+                shard.token,
+                state_field(self.version),
+                part.stored,
+                part.stored,
+                part.held,
+                part.state.offset,
+            )
+            for shard, part, *_ in read
+        ]
+        looks = [Call.plain("HGET", shard.keys.views, "trim") for shard, *_ in read]
+        looks += [Call.plain("XRANGE", shard.keys.log, "-", "+", "COUNT", 1) for shard, *_ in read]
+        # From here on the log keeps what isn't counted, so what is there now stays.
+        placed: list[Reply | StoreError] = await self._store.send(calls, same_history=True) if calls else []
+        found = await self._store.send(looks) if looks else []
+        for at, ((shard, part, fields, was_held), answer) in enumerate(zip(read, placed, strict=True)):
+            trim, first = found[at], found[at + len(read)]
+            if error := next((one for one in (answer, trim, first) if isinstance(one, StoreError)), None):
+                refused = refused if isinstance(error, OtherHistory) else error
+                continue
+            if answer is not Reply.OK:
+                continue
+            part.held = part.state.offset.encode()
+            if not was_held:
+                self._note_gap(part, (trim or b"").decode(), first[0][0].decode() if first else "", now)
             part.old_fields = await self._old_fields(shard, fields, now)
             self._parts[shard.number] = shard.token, part
         return refused

@@ -115,6 +115,8 @@ class Part:
         """`state`, as it is stored; empty if it isn't."""
         self.state = decode_state(stored) if stored else PartState()
         self.windows: dict[int, Cells] = {}
+        self.held = b""
+        """From where the log is kept for this view, as it is stored; empty if it isn't."""
         self.old_fields: list[str] = []
         """Of other versions."""
 

@@ -1046,19 +1046,23 @@ class Kernel:
         field: str,
         before: bytes,
         after: bytes,
+        held: bytes,
+        offset: str,
         removed: Sequence[str] = (),
         cells: Sequence[tuple[str, bytes]] = (),
     ) -> Call[Reply]:
         """Store what a view of an app has counted of a shard, with the log entry up to which it counts.
 
         `field` is to have `after`, if it has `before` (empty for nothing) or `after` already; then the fields `removed`
-        are deleted, and `cells` written: (field, value). Returns OK, FENCED, or STALE when it has something else.
+        are deleted, and `cells` written: (field, value). From then on the log keeps what is behind `offset`;
+        `held`: from where it was kept for this view until now, empty for nowhere. Returns OK, FENCED, or STALE when one
+        of both is something else.
         """
         keys = self.keys.shard(shard)
-        args: list[Any] = [token, field, before, after, len(removed), *removed]
+        args: list[Any] = [token, view, field, before, after, held, offset, len(removed), *removed]
         for name, value in cells:
             args += (name, value)
-        return Call("store_view", [keys.owner, keys.app_view(view)], args, _code)
+        return Call("store_view", [keys.owner, keys.app_view(view), keys.positions, keys.log, keys.views], args, _code)
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
@@ -1339,6 +1343,11 @@ def _acknowledged(reply: list[bytes]) -> Acknowledged:
     if code is Reply.OK:
         return Acknowledged(code, reply[1].decode(), _missed(reply[2]))
     return Acknowledged(code, reply[1].decode() if code is Reply.BEHIND else "")
+
+
+def view_position(view: str) -> str:
+    """The field of a shard's positions that says up to where the view of an app counts."""
+    return f"/view/{view}"
 
 
 def position_words(value: bytes) -> tuple[str, str, int, str, str]:

@@ -363,11 +363,13 @@ VERBS: dict[str, Verb] = {
     "store_view": Verb(
         lambda n: KERNEL.store_view(
             0,
-            "cost",
+            "<view>",
             "<token>",
             "<field>",
             "<before>",
             "<after>",
+            "<held>",
+            "<offset>",
             ["<old>"] * n["removed"],
             [("<field>", b"<cells>")] * n["window"],
         ),
@@ -458,7 +460,7 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             holder = [SHARD.owner] if name == "append_chunks" else []
             assert call.keys == [SHARD.run("<id>"), SHARD.chunks("<id>"), *holder]
         elif name == "store_view":
-            assert call.keys == [SHARD.owner, SHARD.app_view("cost")]
+            assert call.keys == [SHARD.owner, SHARD.app_view("<view>"), SHARD.positions, SHARD.log, SHARD.views]
         elif name == "mark_suspects":
             assert call.keys == [KEYS.suspects("<member>")]
         elif name == "settle_attempts":

@@ -159,8 +159,14 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
             "checkpoint_views",
             kernel.checkpoint_views(0, shard.token, offset, b"partial", NOW, 1, LogLimits(1, 1), ["flow", "other"]),
         )
-    yield "store_view", kernel.store_view(0, "cost", shard.token, "state/1", b"", b"1", [], [("window/1/0", b"cells")])
-    yield "store_view", kernel.store_view(0, "cost", shard.token, "state/1", b"1", b"2", ["window/1/0"], [])
+    yield (
+        "store_view",
+        kernel.store_view(0, "cost", shard.token, "state/1", b"", b"1", b"", "1-0", [], [("window/1/0", b"cells")]),
+    )
+    yield (
+        "store_view",
+        kernel.store_view(0, "cost", shard.token, "state/1", b"1", b"2", b"1-0", "2-0", ["window/1/0"], []),
+    )
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
     yield "note_group", kernel.note_group("billing", b"", b"x")
     yield "place_position", kernel.place_position(0, "billing", "id", "oldest")

@@ -17,6 +17,7 @@ from streamflow.http.figures import Figures
 from streamflow.screen.layout import status_lines
 from streamflow.status.collector import StatusCollector
 from streamflow.store.connection import Call
+from streamflow.store.kernel import view_position
 from tests.support.serving import client, no_unknown_keys_are_left, running_daemon
 from tests.support.shell import Shell
 from tests.support.waiting import until
@@ -194,26 +195,81 @@ async def test_a_view_says_from_when_it_counts_if_logs_were_trimmed(
         assert found.missed is None
 
 
+async def test_what_a_view_has_not_counted_is_not_trimmed(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    """Its code fails, no daemon has it for a while, and the runs are forgotten: it counts all when it is back."""
+    broken, mended, without = make_app(Broken(), version="1"), make_app(Broken(), version="1"), make_app()
+    without.views.clear()
+    small: dict[str, Any] = {**FAST, "shards": 1, "log_bytes": 2000}
+    log = client.keys.shard(0).log
+    async with running_daemon(broken, embedded_server, namespace, **small):
+        await pay(client, 1)
+        await counted(client, 1)
+        await pay(client, 13, *range(20, 60))
+        await counted(client, 42, "others")
+    async with running_daemon(without, embedded_server, namespace, **small):
+        await pay(client, *range(60, 80))
+        run = await client.start("paying", 80)
+        await run.result()
+        assert await client.forget(run.id) == 1
+        assert await client.store.one(Call.plain("XLEN", log)) >= 62
+    Broken.raises = False
+    try:
+        async with running_daemon(mended, embedded_server, namespace, **small):
+            found = await counted(client, 63)
+            assert found.sum() == 14 + sum(range(20, 81))
+            assert found.missed is None
+            assert found.counts_from is None
+            await counted(client, 63, "others")
+
+            async def is_trimmed() -> bool:
+                return await client.store.one(Call.plain("XLEN", log)) < 30
+
+            await until(is_trimmed)
+    finally:
+        Broken.raises = True
+
+
 async def test_what_was_trimmed_before_it_was_counted_is_named(
     embedded_server: EmbeddedServer, namespace: str, client: sf.Client
 ) -> None:
-    app, without = make_app(), make_app()
-    without.views.clear()
-    async with running_daemon(app, embedded_server, namespace, **FAST, shards=1):
+    """Also while a daemon has the view, and its code fails at an event."""
+    small: dict[str, Any] = {**FAST, "shards": 1, "log_bytes": 2000, "group_bytes": 0}
+    keys = client.keys.shard(0)
+
+    async def is_beyond() -> bool:
+        await pay(client, 2)
+        return not await client.store.one(Call.plain("HEXISTS", keys.positions, view_position("paid")))
+
+    async with running_daemon(make_app(Broken(), version="1"), embedded_server, namespace, **small):
         await pay(client, 1)
         await counted(client, 1)
-    async with running_daemon(without, embedded_server, namespace, **FAST, shards=1):
-        await pay(client, 2)
-    keys = client.keys.shard(0)
-    entries = await client.store.one(Call.plain("XRANGE", keys.log, "-", "+"))
-    await client.store.one(Call.plain("HSET", keys.views, "trim", entries[-1][0]))
-    await client.store.one(Call.plain("XTRIM", keys.log, "MAXLEN", 0))
-    async with running_daemon(app, embedded_server, namespace, **FAST, shards=1):
-        await pay(client, 3)
-        found = await counted(client, 2)
-        assert found.sum() == 4
+        await pay(client, 13)
+        await until(is_beyond)
+        await pay(client, 5)
+
+        async def is_said() -> bool:
+            return (await client.view("paid")).missed is not None
+
+        await until(is_said)
+        found = await client.view("paid")
         assert found.missed is not None
         assert found.missed[0] <= found.missed[1]
+
+
+async def test_a_view_that_is_removed_holds_no_log(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    async with running_daemon(make_app(), embedded_server, namespace, **FAST, shards=1):
+        await pay(client, 1)
+        await counted(client, 1)
+        await counted(client, 1, "others")
+    positions = client.keys.shard(0).positions
+    assert await client.store.one(Call.plain("HLEN", positions)) == 2
+    for name in ("paid", "others"):
+        await forget_view(client.store, client.kernel, 1, name, 1, merged=True)
+    assert await client.store.one(Call.plain("HLEN", positions)) == 0
 
 
 async def test_a_view_is_counted_again_while_daemons_run(
