@@ -9,6 +9,7 @@
 -- RETURNS OK offset lost ('' for nothing) / FENCED token ('' if the group is gone) / BEHIND offset / WRONGTYPE key
 -- @include shared/holds
 -- @include shared/positions
+-- @include shared/put_position
 -- @include shared/trim_log
 local positions, log, views = KEYS[1], KEYS[2], KEYS[3]
 local group, token, offset, entries, release = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]

@@ -27,6 +27,7 @@
 --         / FENCED token / STALE offset / BEHIND offset
 -- @include shared/holds
 -- @include shared/positions
+-- @include shared/put_position
 -- @include shared/trim_log
 local owner, views, log, positions = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, offset, partial, now, logged = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])

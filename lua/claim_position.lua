@@ -9,6 +9,7 @@
 --         / WRONGTYPE key
 -- @include shared/holds
 -- @include shared/positions
+-- @include shared/put_position
 local positions, group, identity, expected, nonce, holder = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if not holds(positions, 'hash') then return redis.error_reply('WRONGTYPE ' .. positions) end
 local found, offset, read, token, present = position_of(redis.call('HGET', positions, group))

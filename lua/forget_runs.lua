@@ -18,6 +18,7 @@
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/positions
+-- @include shared/put_position
 -- @include shared/trim_log
 local FIXED_KEYS, RUN_KEYS = 4, 5
 local SLACK = 60000 -- ms between the owner's clock, which says when a run ended, and the server's, which numbers entries

@@ -10,6 +10,7 @@
 -- RETURNS OK offset ('' if removed) / WRONGTYPE key
 -- @include shared/holds
 -- @include shared/positions
+-- @include shared/put_position
 -- @include shared/trim_log
 local positions, log, views = KEYS[1], KEYS[2], KEYS[3]
 local group, identity, to, over = ARGV[1], ARGV[2], ARGV[3], ARGV[4]

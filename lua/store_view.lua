@@ -21,6 +21,7 @@
 -- RETURNS OK / FENCED token / STALE before held
 -- @include shared/holds
 -- @include shared/positions
+-- @include shared/put_position
 -- @include shared/trim_log
 local owner, counted, positions, log, views = unpack(KEYS)
 local token, view, field, before_it, after, held, offset, removed = unpack(ARGV, 1, 8)

@@ -5,7 +5,7 @@
 -- What a group has not acknowledged or a view of an app not counted stays (`positions`), but not beyond limits: bytes of
 -- the whole log, and an age. What is removed all the same is noted for each group and view that misses it. `removed` of the views counts what ever was removed, so
 -- that `removed` and the log's length are the number of entries that there ever were.
--- Needs `before` and `positions` (shared/positions).
+-- Needs shared/positions and shared/put_position.
 local MOST_TRIMMED, FEWEST_TRIMMED = 5000, 256 -- entries; a node has up to 100
 local MOST_FREED = 64 * 1024 * 1024 -- bytes
 
