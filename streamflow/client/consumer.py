@@ -184,6 +184,8 @@ class Consumer:
                 if isinstance(answer, StoreError):
                     raise answer
             self.confirmed = now
+            for held in [held for held in self.held.values() if held.history != self._history(held.number)]:
+                self._lost_history(held)
             was_reset = self._check_note(answers[1])
             self._take(cast("Heartbeats", answers[0]), {name for name, _ in dead}, blind=not was_sure)
             if was_reset or not was_sure:
