@@ -87,16 +87,22 @@ class Completion(PulledSource):
     async def _process(self, receiver: Receiver, event: CommittedEvent) -> bool:
         if not isinstance(event.event, RunCompleted):
             return True
-        completed: Completed[Any] = Completed(
-            run_id=event.run_id,
-            workflow=event.workflow,
-            tenant=event.tenant,
-            at=event.at,
-            result=msgspec.msgpack.decode(event.event.result),
-        )
+        result, received_id = event.event.result, f"{event.run_id}@{event.created}"
         try:
-            body = msgspec.json.encode(completed)
-            await receiver.receive(received_now(f"{event.run_id}@{event.created}", body))
+            try:
+                completed: Completed[Any] = Completed(
+                    run_id=event.run_id,
+                    workflow=event.workflow,
+                    tenant=event.tenant,
+                    at=event.at,
+                    result=msgspec.msgpack.decode(result),
+                )
+                body = msgspec.json.encode(completed)
+            except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:  # as of {None: 1}
+                reason = f"the result of run {event.run_id} can't be a JSON payload: {error}"
+                await receiver.set_aside(received_now(received_id, bytes(result)), reason)
+            else:
+                await receiver.receive(received_now(received_id, body))
         except (StoreError, Hung):
             return False
         return True

@@ -10,6 +10,7 @@ delivered is a hash of the namespace, with as many fields as there are files: th
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -31,6 +32,10 @@ from streamflow.triggers.receiver import Hung, Receiver, received_now
 if TYPE_CHECKING:
     from datetime import timedelta
 
+_log = logging.getLogger("streamflow.triggers")
+
+LATEST = 253_402_300_799.0
+"""Seconds since 1970: the end of year 9999. File systems know later times, and people set them."""
 LOOK_SECONDS = 30.0
 """Seconds between two looks at the directory when nothing is reported: network file systems report nothing."""
 LEAST_SECONDS = 0.2
@@ -68,6 +73,7 @@ class Files(PulledSource):
         self.directory = directory
         self.pattern = pattern
         self._settle = settle
+        self._skipped: set[str] = set()
 
     @property
     def about(self) -> str:
@@ -126,6 +132,9 @@ class Files(PulledSource):
             if not path.is_file():
                 continue
             name = path.relative_to(self.directory).as_posix()
+            if not _is_text(name):
+                self._skip(name)
+                continue
             known = before.get(name)
             if known is not None and (known.size, known.modified_ns) == (status.st_size, status.st_mtime_ns):
                 found[name] = known
@@ -133,6 +142,11 @@ class Files(PulledSource):
                 age = max(0.0, min(age_now - status.st_mtime, 1e9))  # one that was there long is whole at once
                 found[name] = _Seen(status.st_size, status.st_mtime_ns, now - (age if known is None else 0.0))
         return found
+
+    def _skip(self, name: str) -> None:
+        if name not in self._skipped:
+            self._skipped.add(name)
+            _log.error("a file in %s is not delivered, its name is not valid Unicode: %s", self.directory, ascii(name))
 
     async def _deliver(self, receiver: Receiver, seen: Mapping[str, _Seen], done: dict[str, bytes]) -> bool:
         """Deliver all that are whole and new. Returns whether some are not whole yet, or have to come again."""
@@ -157,7 +171,7 @@ class Files(PulledSource):
 
     async def _receive(self, receiver: Receiver, name: str, file: _Seen) -> bool:
         path = str((self.directory / name).absolute())
-        modified = datetime.fromtimestamp(file.modified_ns / 1e9, UTC)
+        modified = datetime.fromtimestamp(max(0.0, min(file.modified_ns / 1e9, LATEST)), UTC)
         body = msgspec.json.encode(File(path=path, name=name, size=file.size, modified=modified))
         try:
             await receiver.receive(received_now(f"{path}\n{file.mark.decode()}", body))
@@ -172,6 +186,15 @@ class Files(PulledSource):
                 Call.plain("HDEL", receiver.client.keys.files, f"{receiver.trigger.name}/{name}")
             )
             del done[name]
+
+
+def _is_text(name: str) -> bool:
+    """A name of other bytes has surrogates, which neither a payload nor the server takes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def files(directory: str | Path, pattern: str = "*", /, *, settle: float | timedelta = 2.0) -> Files:

@@ -134,7 +134,11 @@ class Receiver:
         except (StoreError, Hung):
             raise
         except Exception as error:  # of any kind: the delivery is to blame, or the function, and the next one may do
-            reason = recordable(f"{type(error).__name__}: {error}", REASON_BYTES)
+            return await self.set_aside(received, f"{type(error).__name__}: {error}", keep=keep)
+
+    async def set_aside(self, received: Received, reason: str, *, keep: bool = True) -> Outcome:
+        """Quarantine a delivery that can't be processed (`keep`; else only refuse it). Raises `StoreError`."""
+        reason = recordable(reason, REASON_BYTES)
         # Not the reason, which may have a part of the body.
         quarantined = await self._quarantine.put(self.trigger.name, received, reason) if keep else ""
         _log.error(

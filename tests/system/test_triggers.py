@@ -464,6 +464,25 @@ async def test_files_that_are_there_that_come_and_that_change_start_runs(serve: 
             assert sorted(marks) == [b"dropped/last.csv", b"dropped/old.csv"]
 
 
+async def test_files_with_odd_names_and_times_hold_nothing_up(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.csv"
+    Path(os.fsdecode(odd)).write_text("1")
+    for name, seconds in (("future.csv", 10**13), ("past.csv", -(10**9)), ("plain.csv", 10**9)):
+        (tmp_path / name).write_text("1")
+        os.utime(tmp_path / name, (seconds, seconds))
+    async with serve(app) as (client, _), receiving(client, of_files(tmp_path)):
+
+        async def are_there() -> bool:
+            return len(await client.runs(status="completed")) == 3
+
+        await until(are_there)
+        found = sorted([await client.run(run.id).result(10) for run in await client.runs()])
+        assert found == ["built future.csv", "built past.csv", "built plain.csv"]
+    assert caplog.text.count("its name is not valid Unicode: 'caf\\udce9.csv'") == 1
+
+
 async def test_a_file_that_still_grows_is_not_delivered(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "growing.csv").write_text("1")
     (tmp_path / "whole.csv").write_text("1")
@@ -517,6 +536,36 @@ async def test_a_run_starts_where_one_of_another_workflow_has_completed(serve: S
 
             await until(three_are_there)
         assert await client.run("ship-order-4").result(10) == "shipped 4"
+
+
+async def test_a_result_that_is_no_json_is_quarantined_and_others_go_on(serve: Serve) -> None:
+    flows = sf.App()
+
+    @flows.workflow
+    async def order(number: int) -> dict[int | None, int]:
+        return {None: number} if number < 0 else {1: number}
+
+    @flows.workflow
+    async def ship(run_id: str) -> str:
+        return run_id
+
+    @flows.trigger(triggers.completed(order, from_="oldest"))
+    def ordered(delivery: triggers.Delivery[triggers.Completed[dict[str, int]]]) -> triggers.Action:
+        return triggers.start(ship, delivery.payload.run_id, id=f"ship-{delivery.payload.run_id}")
+
+    async with serve(flows, shards=1) as (client, _):
+        for number in (-1, 1):
+            await (await client.start(order, number, id=f"order-{number}")).result()
+        async with receiving(client, ordered):
+
+            async def is_there() -> bool:
+                return [run.id for run in await client.runs(workflow="ship")] == ["ship-order-1"]
+
+            await until(is_there)
+            [kept] = await DeliveryQuarantine(client).list()
+            assert kept.trigger == "ordered"
+            assert "the result of run order--1 can't be a JSON payload" in kept.reason
+            assert msgspec.msgpack.decode(kept.body) == {None: -1}
 
 
 # --- in tests ---------------------------------------------------------------------------------------------------------
