@@ -79,8 +79,12 @@ class Filter:
         for name, value in (("workflows", workflows), ("kinds", kinds)):
             if isinstance(value, str):
                 raise UsageError(f"{name} is a list: write {name}=[{value!r}]")
+            if value is not None and not isinstance(value, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UsageError(f"{name} is a list, got {value!r}")
         self.workflows = None if workflows is None else frozenset(_workflow(one) for one in workflows)
         self.kinds = None if kinds is None else frozenset(_kind(one) for one in kinds)
+        if (self.workflows is not None and not self.workflows) or (self.kinds is not None and not self.kinds):
+            raise UsageError("workflows=[] or kinds=[] wants no event, and the group would pass all: None is for all")
         self._classes = None if self.kinds is None else frozenset(KINDS[name] for name in self.kinds)
 
     def wants(self, event: AnyEvent) -> bool:

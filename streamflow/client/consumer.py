@@ -292,7 +292,7 @@ class Consumer:
         found = await self._resume(number) if callable(self._resume) else self._resume.get(number)
         try:
             stream_order(found or "0-0")
-        except ValueError:
+        except (ValueError, AttributeError):
             raise UsageError(f"resume has {found!r} for shard {number}, which is not the offset of a batch") from None
         return found or ""
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import cast, overload
@@ -117,8 +118,10 @@ class Subscription:
         self.lost: list[Lost] = []
         """What the group has lost since it began or was reset last, as far as this consumer has come upon it."""
         start_of(from_)
-        if not dead_after >= SHORTEST_DEAD_AFTER:
+        if not isinstance(dead_after, int | float) or not SHORTEST_DEAD_AFTER <= dead_after < math.inf:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise UsageError(f"dead_after={dead_after!r} must be {SHORTEST_DEAD_AFTER} seconds or more")
+        if not (resume is None or callable(resume) or isinstance(resume, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"resume={resume!r} must be offsets by shard, or a function that gives the one of a shard")
         self._store = store
         self._kernel = kernel
         self._read_namespace = read_namespace

@@ -76,7 +76,7 @@ def checked_record(name: str, value: float, labels: dict[str, Any]) -> Record:
     if isinstance(value, bool) or not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"record {name}: the value must be an int or float, got {type_name(value)}")
     if not _is_number(value):
-        raise UsageError(f"record {name}: the value must be a finite number up to 2**53, got {value!r}")
+        raise UsageError(f"record {name}: the value must be a finite number up to 2**53, got {_shown(value)}")
     if len(labels) > MAX_LABELS:
         raise UsageError(f"record {name} has {len(labels)} labels; the limit is {MAX_LABELS}")
     return Record(name, value, {label: _checked_label(name, label, text) for label, text in labels.items()})
@@ -93,7 +93,12 @@ def fits(records: Iterable[Record]) -> bool:
 
 
 def _is_number(value: float) -> bool:
-    return math.isfinite(value) and -LARGEST <= value <= LARGEST
+    return -LARGEST <= value <= LARGEST and math.isfinite(value)  # of a large int `isfinite` raises
+
+
+def _shown(value: float) -> str:
+    """Python doesn't print an int of more than 4,300 digits."""
+    return f"an int of {value.bit_length():,} bits" if isinstance(value, int) else repr(value)
 
 
 def _checked_label(record: str, name: str, value: object) -> str:
@@ -101,6 +106,8 @@ def _checked_label(record: str, name: str, value: object) -> str:
         raise UsageError(f"record {record}: label {name[:70]!a} must have letters, digits and _, at most 64")
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UsageError(f"record {record}: label {name} must be a str or int, got {type_name(value)}")
+    if isinstance(value, int) and not _is_number(value):
+        raise UsageError(f"record {record}: label {name} must be a str, or an int up to 2**53, got {_shown(value)}")
     text = str(value)
     if len(text) > MAX_LABEL:
         raise UsageError(f"record {record}: label {name} has {len(text):,} characters; the limit is {MAX_LABEL}")

@@ -357,6 +357,12 @@ async def test_a_slow_consumer_reads_ahead_only_so_much(serve: Serve, monkeypatc
         ({"kinds": "RunCompleted"}, "kinds is a list"),
         ({"workflows": [7]}, "neither a workflow"),
         ({"from_": "yesterday"}, "from_="),
+        ({"kinds": []}, "wants no event"),
+        ({"workflows": []}, "wants no event"),
+        ({"kinds": 5}, "kinds is a list"),
+        ({"resume": 5}, "resume=5"),
+        ({"dead_after": "10"}, "dead_after"),
+        ({"dead_after": float("inf")}, "dead_after"),
         ({"dead_after": 0.0}, "dead_after"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import streamflow as sf
@@ -199,6 +201,21 @@ def test_an_outcome_brings_its_records_through_an_inbox() -> None:
     assert decoded.records == records
     plain = encode_outcome(Outcome(1, 1, 3.0, raw("y")))
     assert b"records" not in plain, "outcomes without records are as long as ever"
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "message"),
+    [
+        (10**400, {}, "got an int of 1,329 bits"),
+        (10**5000, {}, "got an int of 16,610 bits"),
+        (float("inf"), {}, "got inf"),
+        (1, {"size": 10**5000}, "label size must be a str, or an int up to"),
+    ],
+    ids=["large", "unprintable", "infinite", "label"],
+)
+def test_numbers_of_any_size_are_refused_by_a_usage_error(value: float, labels: dict[str, Any], message: str) -> None:
+    with pytest.raises(sf.UsageError, match=message):
+        sf.record("x", value, **labels)
 
 
 @pytest.mark.parametrize(
