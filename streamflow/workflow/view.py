@@ -8,6 +8,7 @@ Called by: the app (registers), daemons and the sandbox (fold), client and comma
 from __future__ import annotations
 
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from streamflow.events import HistoryEvent, Recorded
 from streamflow.model import codec
 from streamflow.model.durations import seconds_of
 from streamflow.model.names import check_name
+from streamflow.text import recordable
 
 S = TypeVar("S")
 Width = Literal["minute", "hour", "day"]
@@ -31,6 +33,8 @@ KEPT: dict[str, int] = {"": 0, "minute": 2 * 3_600_000, "hour": 3 * 86_400_000, 
 MOST_WINDOWS = 400
 MOST_KEYS = 1000
 """`top` at most: so many keys of each window are shown."""
+MOST_PARTS = 16
+"""Of a key that a function gives."""
 MAX_PART = 128
 """Characters of each part of a key."""
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -140,15 +144,22 @@ class View:
         return not (self.records and isinstance(event, Recorded) and event.name not in self.records)
 
     def value(self, state: Any) -> float:
-        """By which keys are ranked. Raises what the view's code raises, and `TypeError` if that is not a number."""
+        """By which keys are ranked. Raises what the view's code raises, `TypeError` if that is not a number, and
+        `ValueError` if it is not finite."""
         value = state if self._value is None else self._value(state)
         if isinstance(value, bool) or not isinstance(value, int | float):
             what = "its aggregate needs value(state), to" if self._value is None else "value(state) must"
             raise TypeError(f"view {self.name}: {what} give a number, got a {type(value).__name__}")
+        if not -sys.float_info.max <= value <= sys.float_info.max:
+            raise ValueError(f"view {self.name}: value(state) must be a finite number, which a float can have")
         return value
 
     def __repr__(self) -> str:
         return f"<view {self.name}>"
+
+
+def _part(value: object) -> str:
+    return recordable(str(value)[:MAX_PART], 8 * MAX_PART)
 
 
 def _key(by: Iterable[str] | Key, what: str) -> tuple[Callable[[ViewEvent], dict[str, str] | None], tuple[str, ...]]:
@@ -157,7 +168,9 @@ def _key(by: Iterable[str] | Key, what: str) -> tuple[Callable[[ViewEvent], dict
 
         def key(event: ViewEvent) -> dict[str, str] | None:
             found = given(event)
-            return None if found is None else {name: str(value)[:MAX_PART] for name, value in found.items()}
+            if found is not None and len(found) > MOST_PARTS:
+                raise ValueError(f"the key of {what} has {len(found)} parts; the limit is {MOST_PARTS}")
+            return None if found is None else {_part(name): _part(value) for name, value in found.items()}
 
         return key, ()
     if isinstance(by, str):

@@ -121,6 +121,39 @@ def test_a_key_function_may_leave_events_out() -> None:
     assert windows[0].cells == {(("size", "large"),): 50}
 
 
+def test_a_key_function_may_give_what_is_no_text() -> None:
+    of = view(by=lambda event: {1: 2, "odd": "caf\udce9", "long": "x" * 1000})
+    window = cells.decode(of, cells.encode(of, folded(of, [(0, "a", 1)])[0]))
+    [row] = cells.shown(of, window)["rows"]
+    assert row["key"] == {"1": "2", "odd": "caf\\udce9", "long": "x" * 128}
+
+
+def test_a_key_has_at_most_so_many_parts() -> None:
+    of = view(by=lambda event: {f"part{n}": n for n in range(17)})
+    with pytest.raises(ValueError, match="the key of view v has 17 parts; the limit is 16"):
+        folded(of, [(0, "a", 1)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400])
+def test_a_value_that_no_reader_can_show_is_refused(value: float) -> None:
+    class Odd:
+        def zero(self) -> int:
+            return 0
+
+        def fold(self, state: int, event: sf.ViewEvent) -> int:
+            return state
+
+        def merge(self, one: int, other: int) -> int:
+            return one
+
+        def value(self, state: int) -> float:
+            return value
+
+    of = view(Odd())
+    with pytest.raises(ValueError, match="view v: value\\(state\\) must be a finite number"):
+        merged(of, [folded(of, [(0, "a", 1)])])
+
+
 def test_a_histogram_shows_percentiles_within_its_error() -> None:
     spread = Spread()
     of = sf.histogram("x")
