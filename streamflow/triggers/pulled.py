@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import logging
 import time
+from typing import cast
 
 import anyio
 
@@ -45,7 +46,15 @@ async def keep_serving(source: PulledSource, receiver: Receiver) -> None:
             if time.monotonic() - began > 2 * LONGEST_PAUSE:
                 pause, failing = FIRST_PAUSE, False
             if not failing:
-                _log.warning("trigger %s receives nothing, will retry: %s: %s", name, type(error).__name__, error)
+                cause = _first(error)
+                _log.warning("trigger %s receives nothing, will retry: %s: %s", name, type(cause).__name__, cause)
             failing = True
         await anyio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _first(error: Exception) -> Exception:
+    """Of what several tasks have raised: the group itself says nothing."""
+    while isinstance(error, ExceptionGroup):
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    return error

@@ -464,6 +464,23 @@ async def test_files_that_are_there_that_come_and_that_change_start_runs(serve: 
             assert sorted(marks) == [b"dropped/last.csv", b"dropped/old.csv"]
 
 
+async def test_what_a_source_fails_of_is_named(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        async with anyio.create_task_group():
+            raise ConnectionError("the connection is gone")
+
+    trigger = of_files(tmp_path)
+    monkeypatch.setattr(trigger.source, "serve", fail)
+
+    async def is_said() -> bool:
+        return "trigger dropped receives nothing, will retry: ConnectionError: the connection is gone" in caplog.text
+
+    async with serve(app) as (client, _), receiving(client, trigger):
+        await until(is_said)
+
+
 async def test_files_with_odd_names_and_times_hold_nothing_up(
     serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
