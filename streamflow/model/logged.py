@@ -79,7 +79,8 @@ class SubscribedTransition(msgspec.Struct, array_like=True, frozen=True, gc=Fals
     events: list[AnyEvent]
     number: int = 0
     created: int = 0
-    unrecorded: Raw | None = None
+    unrecorded: Raw = Raw()
+    """Not read: what no event tells. Anything, also null."""
     origin: Origin | None = None
 
 

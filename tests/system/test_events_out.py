@@ -11,7 +11,7 @@ import pytest
 
 import streamflow as sf
 from streamflow.client import log_reader
-from streamflow.events import RunCompleted, RunStarted, StepCompleted
+from streamflow.events import RunCompleted, RunForked, RunStarted, StepCompleted
 from streamflow.model.logged import decode_subscribed
 from streamflow.store.connection import Call
 from streamflow.wire import stream_order
@@ -46,6 +46,11 @@ async def report(size: int) -> int:
     return len(await large(size))
 
 
+@app.workflow
+async def approval() -> str:
+    return await sf.signal("go", str)
+
+
 async def take(subscription: Any, count: int) -> list[sf.CommittedEvent]:
     found: list[sf.CommittedEvent] = []
     async for event in subscription:
@@ -67,6 +72,22 @@ async def test_a_group_gets_each_event_of_a_run_in_order(serve: Serve) -> None:
         assert {event.workflow for event in found} == {"chain"}
         assert len({event.id for event in found}) == len(found)
         assert found[0].kind == "RunStarted"
+
+
+async def test_waits_for_signals_are_delivered_and_forks_with_what_they_share(serve: Serve) -> None:
+    async with serve(app) as (client, _), client.events("billing") as subscription:
+        run = await client.start(approval, id="a-1")
+        await run.signal("go", "x")
+        assert await run.result(10) == "x"
+        history = [event async for _, event in run.events()]
+        fork = await run.fork(2, id="a-2")
+        await fork.terminate()
+        async with asyncio.timeout(10):
+            found = await take(subscription, len(history) + 2)
+        assert [event.event for event in found if event.run_id == "a-1"] == history
+        begun = next(event.event for event in found if event.run_id == "a-2")
+        assert isinstance(begun, RunForked)
+        assert [event for one in begun.history for event in one.events] == history[: begun.shared]
 
 
 async def test_a_consumer_goes_on_behind_what_was_acknowledged(serve: Serve) -> None:

@@ -14,6 +14,7 @@ from streamflow.errors import Failure
 from streamflow.events import (
     AnyEvent,
     AskAnswered,
+    Awaited,
     HistoryEvent,
     RunContinued,
     RunStuck,
@@ -21,11 +22,20 @@ from streamflow.events import (
     StepCompleted,
     StepScheduled,
     Transition,
+    Unrecorded,
     decode_transition,
     encode_transition,
     gone_bytes,
 )
-from streamflow.model.logged import LARGE, LoggedTransition, decode_logged, encode_logged
+from streamflow.model.logged import (
+    LARGE,
+    LoggedTransition,
+    Origin,
+    decode_logged,
+    decode_subscribed,
+    encode_logged,
+    encode_origin,
+)
 from streamflow.model.plain import plain
 from streamflow.screen.payload import preview
 from streamflow.views.shard_views import ShardViews
@@ -170,3 +180,24 @@ def test_a_generation_keeps_what_is_small_of_what_it_carries() -> None:
     assert isinstance(cut, RunContinued)
     assert (cut.input, cut.carried[0]) == (SMALL, carried[0])
     assert gone_bytes(cut.carried[1].value) == 700
+
+
+UNRECORDED = [
+    None,
+    Unrecorded([Awaited("go", "str", 5)]),
+    Unrecorded([Awaited("go")], [1, 2]),
+    Unrecorded([], [], [3]),
+    Unrecorded([Awaited("?name")], [], None, 7),
+    Unrecorded(untaken={"go": 2}),
+]
+
+
+@pytest.mark.parametrize("unrecorded", UNRECORDED)
+def test_subscribers_read_transitions_whatever_no_event_tells_of_them(unrecorded: Unrecorded | None) -> None:
+    event = SignalReceived("go", SMALL)
+    data = encode_transition(1234, [event], unrecorded)
+    origin = Origin("1:2", 3, 4, "flow", "acme")
+    found = decode_subscribed(b"\x96" + data[1:] + encode_origin(data, origin)[1:])
+    assert (found.at, found.events, found.origin) == (1234, [event], origin)
+    before = decode_subscribed(data)  # of the time without groups
+    assert (before.at, before.events, before.number, before.origin) == (1234, [event], 0, None)
