@@ -31,6 +31,19 @@ def test_every_command_of_a_script_is_read_from_it() -> None:
                     assert command in known, f"{name}:{number} calls what the table can't read"
 
 
+READING = {
+    *("HGET", "HGETALL", "HMGET", "HSCAN", "LINDEX", "LLEN", "LRANGE", "MEMORY USAGE", "TYPE"),
+    *("XINFO GROUPS", "XLEN", "XPENDING", "XRANGE", "XREVRANGE"),
+}
+
+
+def test_a_verb_that_only_reads_has_no_command_that_writes() -> None:
+    """Also in what it includes: a viewer would need the permission."""
+    only_reading = [name for name, script in load_scripts().items() if "no-writes" in script.source.splitlines()[0]]
+    assert "peek_positions" in only_reading
+    assert {name: commands_in(name) - READING for name in only_reading} == dict.fromkeys(only_reading, frozenset())
+
+
 def test_what_is_said_to_be_rare_is_in_the_table() -> None:
     for role, access in ACCESS.items():
         assert access.rare.keys() <= {*access.verbs, *access.commands}, role
