@@ -872,14 +872,14 @@ class Client:
             raise missing
         return run
 
-    async def _only_archived(self, run_id: str, created: int, missing: RunNotFound) -> RunNotFound:
-        """The error for a run that can't do what is asked, because it isn't on the server."""
+    async def _only_archived(self, run_id: str, created: int, missing: RunNotFound, but: str = "") -> RunNotFound:
+        """The error for a run that can't do what is asked, because it isn't on the server. `but`: what else to say."""
         try:
             await self._in_archive(run_id, created, missing)
         except (RunNotFound, StoreError, UsageError):
             return missing
         text = f"run {run_id} is in the archive, and not on the server: `streamflow restore {run_id}` puts it back"
-        return RunNotFound(text, run_id)
+        return RunNotFound(f"{text}{but}", run_id)
 
     async def pause_queue(self, queue: str, *, reason: str = "", by: str = "") -> Pause | None:
         """Have workers take nothing more from a queue, within a heartbeat. Attempts that they have go on, and end.
@@ -1073,7 +1073,12 @@ class Client:
         session = self._sessions.here()
         message = Message("ask", run_id, body, created)
         history = session.recent.history_of(shard)
-        answer = await self._waiter.answered(shard, run_id, created, ask_id, lambda: self._batcher.post(shard, message))
+        try:
+            answer = await self._waiter.answered(
+                shard, run_id, created, ask_id, lambda: self._batcher.post(shard, message)
+            )
+        except RunNotFound as missing:
+            raise await self._only_archived(run_id, created, missing) from None
         if not await self._is_safe(session, shard, history):
             raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
         return answer
@@ -1227,7 +1232,12 @@ class Client:
         last: bytes | None = None
         while True:
             async with self._waiter.published(shard, run_id, created) as changed:
-                header, _ = await self._header(run_id, created)  # first: of one that has ended the value is the last
+                try:
+                    header, _ = await self._header(
+                        run_id, created
+                    )  # first: of one that has ended the value is the last
+                except RunNotFound as missing:
+                    header = decode_header((await self._in_archive(run_id, created, missing)).header)
                 created = header.created
                 found = (await self._published(run_id, created, key)).get(key)
                 if found is not None and bytes(found) != last:
@@ -1243,8 +1253,11 @@ class Client:
         shard = (await self.read_namespace()).shard_of(run_id)
         ended = (lambda: self._ended(run_id, created)) if follow else None
         async with aclosing(self._sessions.here().streams.chunks(shard, run_id, created, position, ended)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except RunNotFound as missing:
+                raise await self._only_archived(run_id, created, missing, ", without its stream") from None
 
     async def _stream_facts(self, run_id: str, created: int) -> StreamFacts | None:
         shard = (await self.read_namespace()).shard_of(run_id)

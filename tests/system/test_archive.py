@@ -196,6 +196,17 @@ async def test_the_id_is_free_again_and_the_earlier_run_is_still_read(serve: Ser
         assert (await client.run("o1").describe()).created == old.created
 
 
+async def test_what_an_archived_run_refuses_says_where_it_is(serve: Serve, tmp_path: Path) -> None:
+    async with serve(app, retention=0.001, archive=url(tmp_path)) as (client, daemon):
+        [run] = await ended(client, "o1")
+        await swept(client, daemon)
+        for refused in (run.signal("x"), run.ask("x"), run.cancel(), run.retry(), run.pause(), anext(run.stream())):
+            with pytest.raises(sf.RunNotFound, match="streamflow restore o1"):
+                await refused
+        assert [value async for value in run.watch("stage")] == ["charging"]
+        assert [value async for value in run.watch("nothing")] == []
+
+
 async def test_forget_deletes_from_the_archive_and_its_listing_too(serve: Serve, tmp_path: Path) -> None:
     async with serve(app, retention=0.001, archive=url(tmp_path)) as (client, daemon):
         await ended(client, "o1", "secret")
