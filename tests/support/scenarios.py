@@ -1088,6 +1088,71 @@ async def paused_workflows(stage: Stage) -> Any:
     return sorted(map(str, [*found, *[await caught(run.result()) for run in runs[:2]]]))
 
 
+@app.step(retry=sf.Retry(attempts=2, initial=T, jitter=0))
+async def counted(n: int) -> int:
+    attempt = sf.step_info().attempt
+    sf.record("tries", attempt, step="async")
+    sf.emit(f"try {attempt}")
+    if attempt == 1:
+        raise ConnectionError("again")
+    return n
+
+
+@app.step
+def plain_counted(n: int) -> int:
+    sf.record("tries", 0.5, step="plain")
+    sf.emit({"n": n})
+    return n
+
+
+@app.workflow
+async def counts(n: int) -> int:
+    sf.record("begun", 1, kind="first")
+    sf.publish("stage", "counting")
+    total = await counted(n) + await plain_counted(n)
+    sf.publish("stage", "waiting")
+    total += await sf.signal("more", int)
+    sf.record("total", total)
+    sf.publish("stage", "over")
+    return total
+
+
+@scenario
+async def records_chunks_and_published_values(stage: Stage) -> Any:
+    run = await stage.client.start(counts, 2, id="r")
+    found: list[Any] = []
+    async for value in run.watch("stage", str):
+        if value == "waiting":
+            await run.signal("more", 3)
+        found = [*found, value][-1:]  # one that changes at once may be left out
+    found.append(await run.result())
+    found += [(chunk.value, chunk.step, chunk.attempt, chunk.restarted) async for chunk in run.stream()]
+    fork = await run.fork(len([one async for one in run.events()]) - 2, id="f")  # from the signal on
+    await fork.signal("more", 4)
+    return [*found, await fork.result()]
+
+
+@scenario
+async def signals_that_start_their_runs(stage: Stage) -> Any:
+    client = stage.client
+    found: list[Any] = []
+    for number, key in ((1, "one"), (1, "one"), (2, "two")):
+        run = await client.signal_with_start(counts, 1, id="r", signal="more", value=number, idempotency_id=key)
+        found.append(await run.result())
+    again = client.signal_with_start(counts, 1, id="r", signal="more", value=3, on_ended="reject")
+    found.append(await caught(again))
+    await client.pause_workflow("counts", reason="429", by="kim")
+    await stage.knows("counts")
+    paused = await client.signal_with_start(counts, 1, id="p", signal="more", value=5)
+
+    async def waits() -> bool:
+        return [run.id for run in await client.runs(status="paused")] == ["p"]
+
+    await stage.until(waits)
+    await client.resume_workflow("counts")
+    return [*found, await paused.result()]
+
+
 async def is_open(run: Any) -> bool:
     try:
         return (await run.describe()).version > 0

@@ -207,7 +207,7 @@ def _text(event: AnyEvent, at: int) -> str:
     fields: dict[str, Any] = {}
     for name in event.__struct_fields__:
         value = getattr(event, name)
-        if name in ("ms", "id", "started", "created", "since", "code"):
+        if name in ("ms", "id", "started", "created", "of_created", "since", "code"):
             continue
         if name == "parent":
             value = value.partition("@")[0]

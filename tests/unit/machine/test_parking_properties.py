@@ -32,6 +32,7 @@ from streamflow.model.waits import waits_of
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Bug
+from streamflow.workflow.recording import record
 from streamflow.workflow.reducer import Decision, Event
 from tests.support.machine_driver import raw
 from tests.unit.machine.test_properties import (
@@ -62,6 +63,7 @@ async def flow(parts: list[Program]) -> Any:
         parts = [parts]
     results: list[Any] = []
     for number, part in enumerate(parts):
+        record("part", number)
         try:
             results.append(await _interpret(part))
         except _Again:
