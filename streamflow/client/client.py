@@ -1261,7 +1261,11 @@ class Client:
 
     async def _stream_facts(self, run_id: str, created: int) -> StreamFacts | None:
         shard = (await self.read_namespace()).shard_of(run_id)
-        return await self._sessions.here().streams.facts(shard, run_id, created)
+        try:
+            return await self._sessions.here().streams.facts(shard, run_id, created)
+        except RunNotFound as missing:
+            await self._in_archive(run_id, created, missing)
+            return None  # the archive keeps none
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
         try:

@@ -205,6 +205,9 @@ async def test_what_an_archived_run_refuses_says_where_it_is(serve: Serve, tmp_p
                 await refused
         assert [value async for value in run.watch("stage")] == ["charging"]
         assert [value async for value in run.watch("nothing")] == []
+        assert await run.stream_facts() is None
+        with pytest.raises(sf.RunNotFound, match="no run nobody"):
+            await client.run("nobody").stream_facts()
 
 
 async def test_forget_deletes_from_the_archive_and_its_listing_too(serve: Serve, tmp_path: Path) -> None:
