@@ -27,7 +27,12 @@ EXAMPLES = {
         "run b-2 was cancelled",
         "run b-2.desk was cancelled",
     ],
-    "research": ["honey bees: 4 topics, 4 sources", "what https://example.org/honey-bees-future says"],
+    "research": [
+        "large model on 4 topics of honey bees large model on 4 topics of honey bees, but shorter",
+        "approved: large model on 4 topics of honey bees, but shorter",
+        "the large model cost 36.0 cents",
+        "the small model cost 3.2 cents",
+    ],
     "indexing": ["ants: 5 numbers", "honey bees: 6 numbers"],
     "approval": ["Grace said yes", "of 420.00 to Ada", "an expense still waits for you", "refused", "expired"],
     "saga": [
