@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from streamflow.client.listing import MessageInfo, WorkflowInfo
-from streamflow.errors import UnknownWorkflow, UsageError
+from streamflow.errors import RunNotFound, UnknownWorkflow, UsageError
 from streamflow.model.json_schema import checker
 from streamflow.text import duration
 from streamflow.workflow.messages import not_declared
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
+    from streamflow.model.record import Header
 
 
 class Door:
@@ -35,7 +36,7 @@ class Door:
         Raises `UsageError` for a name that the run's workflow doesn't declare although it declares some, or for a value
         of another type; `RunNotFound`.
         """
-        header, _ = await self._client._header(run_id, 0)
+        header = await _header_of(self._client, run_id)
         await self.check_workflow(what, header.workflow, name, value)
 
     async def check_workflow(self, what: str, workflow: str, name: str, value: Any) -> None:
@@ -75,6 +76,15 @@ async def check_cleanup(client: Client, workflows: Iterable[str], what: str, ter
 
 async def check_cleanup_of(client: Client, run_id: str) -> None:
     """As `check_cleanup`, of one run. Raises `RunNotFound`, too."""
-    header, _ = await client._header(run_id, 0)
+    header = await _header_of(client, run_id)
     if header.is_open:
         await check_cleanup(client, [header.workflow], f"run {run_id}", f"streamflow terminate {run_id}")
+
+
+async def _header_of(client: Client, run_id: str) -> Header:
+    """Raises `RunNotFound`, which names `restore` if the run is in the archive."""
+    try:
+        header, _ = await client._header(run_id, 0)
+    except RunNotFound as missing:
+        raise await client._only_archived(run_id, 0, missing) from None
+    return header

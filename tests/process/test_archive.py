@@ -122,6 +122,8 @@ def test_purge_read_fork_and_restore_by_commands(cli: Cli) -> None:
         "archived 3 · already so or not applicable 0 · failed 0\nnow: 3 gone\n"
     )
     assert cli("runs", "--json").json == []
+    assert "no runs on the server: --archived lists those in the archive" in cli("runs").err
+    assert "no matching runs on the server: --archived" in cli("runs", "--status", "failed").err
     listed = cli("runs", "--archived", "--status", "failed", "--json").json
     assert {run["run_id"] for run in listed} == {"bad1", "bad2"}
     assert all(run["archived"] and "the bank is away" in run["error"] for run in listed)
@@ -140,6 +142,10 @@ def test_purge_read_fork_and_restore_by_commands(cli: Cli) -> None:
     refused = cli("retry", "bad2")
     assert refused.code == 1
     assert "streamflow restore bad2" in refused.err
+    for command in (("signal", "bad2", "go"), ("cancel", "bad2")):
+        refused = cli(*command)
+        assert refused.code == 1
+        assert "streamflow restore bad2" in refused.err
     assert cli("restore", "bad2").out == "bad2 is back on the server\n"
     assert cli("retry", "bad2").code == 0
     until(lambda: cli("show", "bad2", "--json").json["status"] == "completed", "it has gone on")

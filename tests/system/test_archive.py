@@ -137,6 +137,7 @@ async def test_a_restored_run_is_retried_and_archived_again(serve: Serve, tmp_pa
             await run.retry()
         with pytest.raises(sf.RunNotFound, match="streamflow restore bad"):
             await run.signal("go")
+        assert await run.stream_facts() is None
         daemon.retention._rules = everything_after(3600)
         restored = await client.restore("bad")
         assert not (await restored.describe()).archived

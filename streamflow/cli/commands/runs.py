@@ -83,24 +83,21 @@ def runs(
     if archived and sort:
         raise UsageError("archived runs are in the order in which they were archived: leave --sort out")
 
-    async def fetch() -> tuple[RunPage, int]:
+    async def fetch() -> tuple[RunPage, int, bool]:
         async with open_client(redis, namespace) as client:
             if archived:
                 found = await client.archived_runs(**filters, after=after, limit=limit)
-                return found, await server_time_ms(client)
-            found = await client.runs(**filters, sort=sort, after=after, limit=limit, waits=True)
-            return found, await server_time_ms(client)
+            else:
+                found = await client.runs(**filters, sort=sort, after=after, limit=limit, waits=True)
+            return found, await server_time_ms(client), bool((await client.read_namespace()).archive)
 
-    found, now_ms = run_async(fetch)
+    found, now_ms, has_archive = run_async(fetch)
     if as_json:
         print_json([plain_run(run) for run in found])
         _say_more(found)
         return
     if not found:
-        click.echo(
-            "no matching runs" if filters or after or archived else "no runs yet: start one with `streamflow enqueue`",
-            err=True,
-        )
+        click.echo(_nothing(bool(filters or after), archived, has_archive), err=True)
         _say_more(found)
         return
     from streamflow.screen.tables import RunRow, reasons_of, runs_table
@@ -133,6 +130,15 @@ def _say_more(page: RunPage) -> None:
         click.echo(f"{len(page):,} of {page.looked_at:,} runs looked at", err=True)
     if page.after:
         click.echo(f"next page: --next {page.after}", err=True)
+
+
+def _nothing(is_part: bool, archived: bool, has_archive: bool) -> str:
+    """What is said instead of a list. `is_part`: only a part was asked for, by filters or as a page."""
+    if archived or (is_part and not has_archive):
+        return "no matching runs"
+    if has_archive:
+        return f"no {'matching runs' if is_part else 'runs'} on the server: --archived lists those in the archive"
+    return "no runs yet: start one with `streamflow enqueue`"
 
 
 def _show_newest(redis: str | None, namespace: str | None, limit: int, as_json: bool) -> None:
