@@ -38,6 +38,9 @@ EXAMPLES = {
     "saga": [
         "done: parcel with anvil to Norway",
         "undone: payment of card 4111\n    undone: reservation of anvil\n    failed: step ship failed",
+        "done: parcel with anvil to Italy, zone north\nthe bug is mended:\n    done: reservation of 2",
+        "done: parcel with anvil to Italy, zone south",
+        "events of 4 orders are in a file of JSON lines",
     ],
 }
 WARNED = {"saga": ["order failed: ValueError: nobody delivers to Atlantis (step ship, attempt 1, saga.py:"]}
