@@ -86,11 +86,14 @@ async def serve_http(app: App, client: Client, host: str, port: int) -> None:
         finally:
             server.should_exit = True
 
+    listened = True
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_when_cancelled)
         with anyio.CancelScope(shield=True):
             try:
                 await server.serve()
             except SystemExit:
-                raise UsageError(f"could not listen on {host}:{port}: is it in use?") from None
+                listened = False
         tasks.cancel_scope.cancel()
+    if not listened:  # not in the group, which would wrap it
+        raise UsageError(f"could not listen on {host}:{port}: is it in use?")

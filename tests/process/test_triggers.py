@@ -8,6 +8,7 @@ import hmac
 import json
 import signal
 import socket
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -172,6 +173,29 @@ async def test_a_real_server_answers_refuses_and_ends(
         process.send(signal.SIGTERM)
         assert await process.wait() == 0
         assert SECRET not in process.log.read_text()
+
+
+async def test_what_can_not_be_served_is_said_in_one_line(
+    embedded_server: EmbeddedServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMFLOW_REDIS", embedded_server.url)
+    monkeypatch.setenv("STREAMFLOW_NAMESPACE", namespace)
+
+    async def said(*words: str) -> str:
+        command = [sys.executable, "-m", "streamflow", "trigger", *words, "--app", f"{FLOWS}:app"]
+        done = await anyio.run_process(command, check=False)
+        assert done.returncode == 2, done.stderr
+        assert b"Traceback" not in done.stderr
+        return done.stderr.decode().splitlines()[-1]
+
+    async with daemon(embedded_server, namespace):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            monkeypatch.delenv("HOOK_SECRET", raising=False)
+            assert "HOOK_SECRET is empty or not set" in await said("http", "--listen", address)
+            monkeypatch.setenv("HOOK_SECRET", SECRET)
+            assert f"could not listen on {address}: is it in use?" in await said("http", "--listen", address)
+        assert "the app has no trigger 'other'" in await said("run", "other")
 
 
 async def test_the_commands_list_show_redrive_and_drop(

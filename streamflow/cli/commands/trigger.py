@@ -154,6 +154,7 @@ def _serve(redis: str | None, namespace: str | None, serve: Any) -> None:
     async def service() -> None:
         async with connect(settings.redis, namespace=settings.namespace) as client:
             await client.read_namespace()
+            refused: StreamflowError | None = None  # out of the group, whose errors have no words for who reads them
             async with anyio.create_task_group() as tasks:
 
                 async def stop() -> None:
@@ -162,8 +163,13 @@ def _serve(redis: str | None, namespace: str | None, serve: Any) -> None:
                             tasks.cancel_scope.cancel()
 
                 tasks.start_soon(stop)
-                await serve(client)
+                try:
+                    await serve(client)
+                except StreamflowError as error:
+                    refused = error
                 tasks.cancel_scope.cancel()
+            if refused is not None:
+                raise refused
 
     run_service(service, settings)
 
