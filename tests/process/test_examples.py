@@ -33,6 +33,11 @@ EXAMPLES = {
         "the large model cost 36.0 cents",
         "the small model cost 3.2 cents",
     ],
+    "documents": [
+        "1000 words in 250 files",
+        "0 runs are on the server, 4 in the archive",
+        "from the archive: 1000 words in 250 files",
+    ],
     "indexing": ["ants: 5 numbers", "honey bees: 6 numbers"],
     "approval": ["Grace said yes", "of 420.00 to Ada", "an expense still waits for you", "refused", "expired"],
     "saga": [
@@ -43,8 +48,11 @@ EXAMPLES = {
         "events of 4 orders are in a file of JSON lines",
     ],
 }
-WARNED = {"saga": ["order failed: ValueError: nobody delivers to Atlantis (step ship, attempt 1, saga.py:"]}
-"""Lines on stderr, each of a run that is meant to fail."""
+WARNED = {
+    "documents": ["the archive of namespace default is file:///"],
+    "saga": ["order failed: ValueError: nobody delivers to Atlantis (step ship, attempt 1, saga.py:"],
+}
+"""Lines on stderr: of a run that is meant to fail, and of an archive that is new."""
 
 
 def check_warnings(name: str, lines: list[str]) -> None:
