@@ -72,14 +72,14 @@ def slow(seconds: float) -> str:
 
 
 @app.workflow
-async def poem() -> str:
-    return await write()
-
-
-@app.workflow
 async def total(a: int, b: int) -> int:
     """Add two numbers."""
     return await add(a, b)
+
+
+@app.workflow
+async def poem() -> str:
+    return await write()
 
 
 @app.workflow
@@ -288,7 +288,7 @@ def test_an_unknown_workflow_is_refused_unless_forced(cli: Cli, run_id: str) -> 
     done = cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]")
     assert (done.code, done.out) == (2, "")
     assert "no daemon has registered workflow totl; did you mean total?" in done.err
-    assert "Known workflows: approval, echo, fails, logging, parent, shipping, sleeper, total" in done.err
+    assert "Known workflows: approval, echo, fails, logging, parent, poem, shipping, sleeper, total" in done.err
     assert cli("show", run_id).code == 1
     assert cli("enqueue", "totl", "--id", run_id, "--input", "[1, 2]", "--force", "--json").json["created"] is True
 
