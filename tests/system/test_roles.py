@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -231,14 +232,14 @@ async def working(site: Site, app: sf.App, *, crash: bool = False, **settings: A
             worker.stop()
 
 
-async def whole_flow(site: Site) -> None:
+async def whole_flow(site: Site, tmp_path: Path) -> None:
     """What the documentation has a word for, each by the role that does it."""
     flows = Flows()
     server = site.named(Role.DAEMON)
     serving: dict[str, Any] = {"app": flows.app, "server": server, "namespace": site.namespace, **PATIENT}
     site.admin.script_flush()
     async with (
-        running_daemon(**serving, crash=False, http="127.0.0.1:0") as daemon,
+        running_daemon(**serving, crash=False, http="127.0.0.1:0", archive=f"file://{tmp_path}") as daemon,
         sf.connect(site.urls[Role.CLIENT], namespace=site.namespace) as client,
     ):
         shard_of = (await client.read_namespace()).shard_of
@@ -329,7 +330,27 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
             break
     await run("groups", "show", "billing")
     await run("groups", "remove", "billing", "--yes")
+    await _archiving(site)
     await _mending(site, client)
+
+
+async def _archiving(site: Site) -> None:
+    """What is kept of a run behind its end: its stream, and the archive; a signal that starts one once."""
+
+    async def run(*words: str) -> str:
+        return await site.run(Role.CLIENT, *words)
+
+    await run("enqueue", "child", "--id", "kept", "--input", "2", "--wait")
+    assert "2" in await run("tail", "--stream", "kept")
+    await run("purge", "kept")
+    assert "kept" in await run("runs", "--archived")
+    assert "double" in await run("show", "kept")
+    await run("restore", "kept")
+    assert '"completed"' in await run("show", "kept", "--json")
+    await run("purge", "--workflow", "child", "--yes")
+    await run("restore", "--workflow", "child", "--yes")
+    await run("purge", "kept")
+    await run("forget", "kept")
 
 
 async def _mending(site: Site, client: sf.Client) -> None:
@@ -475,13 +496,13 @@ def matches(text: str, patterns: list[str]) -> bool:
 
 
 async def test_a_whole_flow_runs_as_these_users_with_all_that_they_may(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(claims, "RECONNECT_GRACE", 0.1)
     for module in (pages, namespace_figures):
         monkeypatch.setattr(module, "KEPT", 0.0)
     with Monitor(site.admin) as monitor:
-        await whole_flow(site)
+        await whole_flow(site, tmp_path)
         found = used_by_role(site, monitor.seen())
     assert site.denied() == []
     for role, used in found.items():
@@ -499,7 +520,9 @@ async def test_a_whole_flow_runs_as_these_users_with_all_that_they_may(
         assert bool(used.channels) == bool(needed.channels), role
 
 
-async def test_a_whole_flow_runs_on_a_cluster_as_these_users(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_whole_flow_runs_on_a_cluster_as_these_users(
+    namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(claims, "RECONNECT_GRACE", 0.1)
     for module in (pages, namespace_figures):
         monkeypatch.setattr(module, "KEPT", 0.0)
@@ -510,7 +533,7 @@ async def test_a_whole_flow_runs_on_a_cluster_as_these_users(namespace: str, mon
                 stack.enter_context(admin)
             site = ClusterSite(cluster, admins, namespace)
             await site.open()
-            await whole_flow(site)
+            await whole_flow(site, tmp_path)
             assert site.denied() == []
 
 
