@@ -38,7 +38,7 @@ COMPRESSION = 9
 
 EXTRAS = ("embedded", "metrics", "otel", "reload", "triggers")
 """What users may install beside streamflow is inside; what developers need is not, whose licenses may forbid it."""
-SINKS = ("kafka", "parquet", "postgres", "webhook")
+LEFT_OUTSIDE = ("archive", "kafka", "parquet", "postgres", "s3", "webhook")
 """Extras that are not inside: pyarrow alone is larger than all of the rest."""
 
 DISPLAY = ("tkinter", "_tkinter", "turtle", "turtledemo", "idlelib")

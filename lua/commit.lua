@@ -61,6 +61,7 @@
 --         / BEHIND commit (the shard's last one, '' for none)
 --         / WRONGTYPE key
 -- @include shared/holds
+-- @include shared/in_log
 -- @include shared/current_entry
 -- @include shared/attempts
 -- @include shared/came_again
@@ -75,8 +76,7 @@ local indexes, acks, plans, moves, sends, sent, poisons, cuts, states, reports, 
   unpack_counts(ARGV[6])
 local FIXED_KEYS, FIXED_ARGS = 7, 6
 local RUN_ARGS, PLAN_ARGS, MOVE_ARGS, SEND_ARGS, POISON_ARGS, PAIR_ARGS, PUT_ARGS = 3, 2, 4, 2, 8, 2, 2 -- of one item
-local RUN_ID, DASH, PLUS = run_id_begins(owner), string.byte('-'), string.byte('+')
-local SIX = '\150' -- MessagePack: an array of six elements
+local RUN_ID, DASH = run_id_begins(owner), string.byte('-')
 -- A reducer's record is trimmed to so many when it has twice as many; of quarantined messages about so many are kept.
 local REDUCER_TRANSITIONS, QUARANTINED_MESSAGES = 200, 1000
 local ANSWER_SECONDS, IDS_PER_CALL, VALUES_PER_ENTRY = 900, 1000, 4000 -- `unpack` fails at about 8,000 values
@@ -160,9 +160,7 @@ for i = last_queue + 1, #KEYS do
       end
     end
   end
-  local instead = logged[i - last_queue]
-  if instead and string.byte(instead) == PLUS then instead = SIX .. string.sub(transition, 2) .. string.sub(instead, 2) end
-  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), instead or transition
+  entry[#entry + 1], entry[#entry + 2] = string.sub(run, RUN_ID), in_log(transition, logged[i - last_queue])
   at = at + RUN_ARGS
 end
 for first = 1, acks, IDS_PER_CALL do -- many at once: a hot run reduces thousands of messages in one transition

@@ -424,9 +424,9 @@ def _unknown_keys(file: SettingsFile | None) -> list[str]:
         if key in _FIELDS:
             continue
         hint = did_you_mean(key, _FIELDS)
-        if not hint and key == TABLE.partition(".")[0]:
+        if key == TABLE.partition(".")[0]:
             hint = f"; the table [{TABLE}] is for a file of the name {PROJECT}, in others settings stand at the top"
-        elif not hint and isinstance(value, dict):
+        elif isinstance(value, dict):
             hint = "; settings stand in no table of their own"
         elif not hint:
             hint = "; `streamflow config` lists the settings"

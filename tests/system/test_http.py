@@ -210,8 +210,9 @@ async def test_the_metrics_of_a_known_workload(serve: Serve) -> None:
         ours = {name for name, _ in series if name.startswith("streamflow_")}
         assert ours <= known
         absent = {name for metric in catalog.METRICS if metric.whose != "worker" for name in metric.series} - ours
-        # This server has no maxmemory, and nobody waits for its replicas.
-        assert absent == {catalog.SERVER_MEMORY_LIMIT.name, catalog.CONFIRMATIONS_LACKING.name}
+        # This server has no maxmemory, nobody waits for its replicas, and the app has no view.
+        of_views = {catalog.VIEW_VALUE.name, catalog.VIEW_EVENTS.name}
+        assert absent == {catalog.SERVER_MEMORY_LIMIT.name, catalog.CONFIRMATIONS_LACKING.name, *of_views}
 
 
 async def test_a_name_with_many_values_becomes_other(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ async def test_a_step_has_its_process_and_what_it_has_reported_when(serve: Serve
         assert (wait.kind, wait.name, wait.attempt, wait.details) == ("step", "charge", 1, {"page": 7})
         assert wait.reported is not None
         assert wait.since is not None
-        assert 0 <= (wait.reported - wait.since).total_seconds() < 30
+        assert abs((wait.reported - wait.since).total_seconds()) < 30  # by two clocks
         assert wait.holder is not None
         assert (wait.holder.kind, wait.holder.name) == ("daemon", daemon.member)
         assert daemon.member.startswith(f"{wait.holder.host}-{wait.holder.pid}-")
