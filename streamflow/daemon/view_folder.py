@@ -109,20 +109,26 @@ class ViewFolder:
         if self._turns % LOOK_EVERY == 0:
             await self._look_for_rebuild()
         self._turns += 1
-        over = time.monotonic() + TURN_SECONDS
+        over, merged = time.monotonic() + TURN_SECONDS, time.monotonic()
         refused: StoreError | None = None
         while wanted := self._wanted():
             for first in range(0, len(wanted), SHARDS_AT_ONCE):
                 refused = await self._fold(wanted[first : first + SHARDS_AT_ONCE]) or refused
             if refused is not None or time.monotonic() > over or self._off is not None:
                 break
+            if time.monotonic() - merged > self._every:  # under load there is always something to read
+                await self._merge_parts()
+                merged = time.monotonic()
+        await self._merge_parts()
+        if refused is not None:
+            raise refused
+
+    async def _merge_parts(self) -> None:
         if self._off is None:
             try:
                 await self._merge.run_once({n: part for n, (_, part) in self._parts.items()})
             except (_CodeFailed, CodeHangs) as error:
                 self._troubles.failed(self.subject, "is not merged", error, stops=False)
-        if refused is not None:
-            raise refused
 
     async def _look_for_rebuild(self) -> None:
         """Somebody may have deleted what was stored, so that it is counted again."""

@@ -15,7 +15,7 @@ from tests.process.view_flows import agent
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
-RUNS, ROUNDS = 120, 10
+RUNS, ROUNDS = 120, 30
 
 
 async def test_each_event_counts_once_when_daemons_are_killed(
