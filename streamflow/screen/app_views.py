@@ -62,6 +62,8 @@ def view_table(reading: ViewReading, windows: int, rows: int, width: int) -> lis
 def window_table(window: ViewWindow, title: str, rows: int, width: int) -> list[Text]:
     shown = window.rows[:rows]
     labels = list(dict.fromkeys(name for row in shown for name in row.key))
+    if labels:
+        title += f" BY {safe_text(labels[0]).plain.upper()}"  # the title stands above the first column
     fields = _fields(shown)
     columns = [Column(name, right=False, flexible=True, min_width=8) for name in labels or ["key"]]
     columns += [Column("value"), *(Column(field, drop_order=1 + place) for place, field in enumerate(fields))]
@@ -77,8 +79,6 @@ def window_table(window: ViewWindow, title: str, rows: int, width: int) -> list[
         blanks = [Text("")] * (len(labels or ["key"]) - 1)
         rest = [Text("others", style=MUTED), *blanks, Text(number(window.rest.value), style=MUTED)]
         cells.append([*rest, *(Text(_field(window.rest.state, field), style=MUTED) for field in fields)])
-    if len(window.rows) > rows:
-        columns[0] = Column(columns[0].title, right=False, flexible=True, min_width=8)
     return table(title, columns, cells, width)
 
 
