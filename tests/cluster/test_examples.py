@@ -31,7 +31,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+ON_A_SOCKET = {"documents"}
+"""Start processes of their own, which connect to the socket of the server that `sf.local` starts."""
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in ON_A_SOCKET])
 async def test_an_example_runs_on_a_cluster(shared_cluster: EmbeddedCluster, name: str) -> None:
     for node in shared_cluster.nodes:
         await node.command("FLUSHALL")  # all use the same namespace
