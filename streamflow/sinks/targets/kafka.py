@@ -114,7 +114,8 @@ class Kafka(Sink):
             topics = self._producer.list_topics(self._topic, timeout=min(self._timeout, CONNECT_SECONDS)).topics
         except kafka.KafkaException as error:
             self._producer.poll(0)  # calls `_note`
-            raise TargetError(self._reason(error.args[0])) from None
+            brokers = recordable(self._properties["bootstrap.servers"], 100)
+            raise TargetError(f"{brokers}: {self._reason(error.args[0])}") from None
         if (error := topics[self._topic].error) is not None:
             raise TargetError(f"topic {self._topic}: {recordable(error.str(), 300)}")
 
