@@ -82,6 +82,8 @@ PIECE = 32
 MAX_SHOWN = 200
 """Characters of arguments in the report of a divergence."""
 _TIMES_SET = (StartDelayed, TimeoutSet)
+SKIPPED = (Patched, Recorded)
+"""Events that no code has to make again. A tuple: a union would be made anew at each await."""
 _RETRIES = frozenset({Void, GapBegins, GapForked, VoidRecord, RunRetried, RunForked})
 _DELIVERED = (RunStarted, StartDue, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
@@ -248,7 +250,7 @@ class WorkflowMachine(CoroutineMachine):
             self._timed_out(event)
         elif isinstance(event, _TIMES_SET):
             self._track(event)
-        elif isinstance(event, Patched | Recorded):
+        elif isinstance(event, SKIPPED):
             self._skip(event)
         elif isinstance(event, (*DECISIONS, *ENDINGS, RunContinued)):
             raise _Divergence(self._position - 1, self._expected(event), "not make this decision")
@@ -488,7 +490,7 @@ class WorkflowMachine(CoroutineMachine):
             self._compare(event)
 
     def _compare(self, event: AnyEvent, value: object = None) -> AnyEvent:
-        while isinstance(recorded := self._following(), Patched | Recorded):
+        while isinstance(recorded := self._following(), SKIPPED):
             self._skip(recorded)
             self._position += 1
         if (
@@ -544,7 +546,7 @@ class WorkflowMachine(CoroutineMachine):
 
     def was_refused(self, event: SignalReceived | AskReceived) -> bool:
         further = 0
-        while isinstance(following := self._following(further), Patched | Recorded):
+        while isinstance(following := self._following(further), SKIPPED):
             further += 1
         if isinstance(following, SignalSkipped) and isinstance(event, SignalReceived):
             is_refusal = following.name == event.name
