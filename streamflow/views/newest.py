@@ -22,8 +22,8 @@ MOST = 200
 """Runs that a rendered view lists."""
 KEPT = 50
 """Runs that a shard stores, at most..."""
-MARGIN, FACTOR = 8, 4
-"""...of many shards so many, and so many times its share: with 256 of them 12, of which the list has 0.8 on average."""
+MARGIN, FACTOR = 4, 2
+"""...of many shards so many, and so many times its share: with 256 of them 6, of which the list has 0.8 on average."""
 
 STATUSES = (Status.RUNNING, Status.PAUSED, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 """By number. Of changes in one millisecond the one with the highest number counts: it is the last of a transition."""

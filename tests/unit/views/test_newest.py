@@ -93,7 +93,7 @@ def test_one_of_many_shards_stores_its_share_and_a_margin() -> None:
             total = of((at, f"r{at}", 0, "w") for at in range(1, 100))
             prune(total, 0, shards)
             stored[shards] = len(total.changes)
-    assert stored == {1: 50, 64: 24, 256: 12, 16384: 12}
+    assert stored == {1: 50, 64: 12, 256: 6, 16384: 6}
 
 
 def test_the_end_of_a_run_counts_if_it_has_begun_in_the_same_transition() -> None:
