@@ -83,7 +83,7 @@ MAX_SHOWN = 200
 """Characters of arguments in the report of a divergence."""
 _TIMES_SET = (StartDelayed, TimeoutSet)
 SKIPPED = (Patched, Recorded)
-"""Events that no code has to make again. A tuple: a union would be made anew at each await."""
+"""Events that no code has to make again. A tuple: a union would be made again at each await."""
 _RETRIES = frozenset({Void, GapBegins, GapForked, VoidRecord, RunRetried, RunForked})
 _DELIVERED = (RunStarted, StartDue, SignalReceived, AskReceived, StepCompleted, ChildCompleted, TimerFired)
 """Facts that are delivered to user code as they are; of the others only failures are."""
