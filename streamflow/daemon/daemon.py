@@ -142,6 +142,11 @@ class Daemon:
     def _on_groups(self, groups: int) -> None:
         self.owner.logs_whole = groups > 0
 
+    def _on_turn(self) -> None:
+        if self.owner.active:  # these would find nothing in a shard at rest, and a timer of theirs wakes a process up
+            self.deploy_check.look()
+            self.stuck_runs.look()
+
     def _on_mismatch(self) -> None:
         """The namespace has other settings than this daemon now: only one that is started with them can serve it."""
         for shard in list(self.owner.shards.values()):
@@ -293,6 +298,7 @@ class Daemon:
             context, owner, self.executor, self.reader, takeover, self.rollup, self.records, self._beat
         )
         owner.is_alive = self.membership.is_alive
+        self.rollup.heartbeats = self.membership.heartbeats
         self.deploy_check = DeployCheck(context, owner)
         self.stuck_runs = StuckRuns(context, owner)
         takeover.code = self.deploy_check.fingerprint
@@ -303,6 +309,7 @@ class Daemon:
         self.membership.on_record = registration.compare
         self.membership.on_pauses = owner.paused.update
         self.membership.on_groups = self._on_groups
+        self.membership.on_turn = self._on_turn
         takeover.paused_workflows = lambda: owner.paused.notes
         self._troubles = context.troubles
         self._store = context.store

@@ -1,24 +1,23 @@
 """The queues in which steps wait and that no worker reads, for the view `attention`.
 
-Owns: how often the leading daemon looks, and what that costs. Must not: count queues that have workers (the status and
-the metrics do). Called by: the rollup.
+Owns: which queues these are, and what it costs to know. Must not: count queues that have workers (the status and the
+metrics do). Called by: the rollup, with each look at the fleet.
 
-    each look            names of queues                                   (one read)
-    if there are queues  heartbeats of workers                             (one more)
-    if some have none    what waits in those, of each shard                (one pipeline to each server)
+    if some have no workers  what waits in those, of each shard            (one pipeline to each server)
 """
 
 from __future__ import annotations
 
+import logging
+
 from streamflow.daemon.context import Context
-from streamflow.daemon.looks import Looks
-from streamflow.store.connection import Call
-from streamflow.store.queues import PATIENCE, clock_of, read_queues
-from streamflow.store.workers import live_workers
+from streamflow.daemon.fleet import Fleet
+from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.store.queues import PATIENCE, read_queues
 from streamflow.views.attention import DeadQueue
 
-LOOK_EVERY = 10.0
-"""Seconds between two looks."""
+_log = logging.getLogger("streamflow.rollup")
+
 MAX_READ = 20
 """Queues without workers, the first by name, of which it is read what waits: anybody may make queues."""
 
@@ -28,35 +27,35 @@ class DeadQueues:
         self._store = context.store
         self._keys = context.kernel.keys
         self._shards = context.namespace.shards
-        self._looks = Looks("queues without workers are", LOOK_EVERY, context.settings.rollup)
         self.found: list[DeadQueue] | None = None
         """As of the last look; None before the first one."""
 
     def forget(self) -> None:
-        """Another daemon leads: if this one leads again, it looks at once."""
-        self._looks.forget()
+        """Another daemon leads."""
         self.found = None
 
-    async def look(self) -> bool:
-        """Look, if it is time to; returns whether anything has changed. Raises `StoreUnavailable`."""
-        found = await self._looks.take(self._read)
-        if found is None:
+    async def look(self, fleet: Fleet) -> bool:
+        """Returns whether anything has changed. What can't be read because somebody has damaged a key stays as it is.
+        Raises `StoreUnavailable`."""
+        if fleet.queues is None:
+            return False
+        try:
+            found = await self._read(fleet, fleet.queues)
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            _log.warning("queues without workers are unknown, will look again: %s", error)
             return False
         changed = found != self.found
         self.found = found
         return changed
 
-    async def _read(self) -> list[DeadQueue]:
-        keys = self._keys
-        names = [name.decode(errors="replace") for name in await self._store.one(Call.plain("HKEYS", keys.queues))]
-        if not names:
-            return []
-        heartbeats = await self._store.one(Call.plain("HGETALL", keys.workers))
-        clock = clock_of(await self._store.one(Call.plain("TIME", near=keys.workers)))
-        live = [worker for worker in live_workers(heartbeats, clock) if not worker.draining]
-        served = {queue for worker in live for queue in worker.queues}
+    async def _read(self, fleet: Fleet, names: list[str]) -> list[DeadQueue]:
+        served = {queue for worker in fleet.workers if not worker.draining for queue in worker.queues}
         unserved = sorted(set(names) - served)[:MAX_READ]
-        queues = await read_queues(self._store, keys, unserved, self._shards, PATIENCE)
+        if not unserved:
+            return []
+        queues = await read_queues(self._store, self._keys, unserved, self._shards, PATIENCE)
         return [
             DeadQueue(queue.name, queue.waiting, queue.oldest or 0)
             for queue in queues

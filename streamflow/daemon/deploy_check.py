@@ -69,18 +69,32 @@ class DeployCheck:
         self._store = context.store
         self._kernel = context.kernel
         self._partition = context.namespace.partition
-        self._every = context.settings.beat
         self._owner = owner
+        self._wanted = anyio.Event()
         self.fingerprint = fingerprint(context.app)
         self._busy = 0.0
         """Seconds of replays since the last pause."""
 
+    def look(self) -> None:
+        """Called with every heartbeat while shards are at work: let the loop have a turn if some are to be checked."""
+        if not self._wanted.is_set() and any(self._is_new(shard) for shard in self._owner.active.values()):
+            self._wanted.set()
+
     async def run(self) -> None:
-        await retry_forever(self.run_once, _log, "could not check whether the code fits all runs", every=self._every)
+        await retry_forever(self._run_when_wanted, _log, "could not check whether the code fits all runs")
+
+    async def _run_when_wanted(self) -> None:
+        await self._wanted.wait()
+        self._wanted = anyio.Event()
+        await self.run_once()
+
+    @staticmethod
+    def _is_new(shard: OwnedShard) -> bool:
+        return not (shard.is_checked or shard.draining)
 
     async def run_once(self) -> None:
         """Check the shards that were acquired since the last time, one after the other."""
-        new = [shard for shard in self._owner.active.values() if not (shard.is_checked or shard.draining)]
+        new = [shard for shard in self._owner.active.values() if self._is_new(shard)]
         if not new:
             return
         codes = await self._store.send([Call.plain("HGET", shard.keys.owner, FIELD) for shard in new])

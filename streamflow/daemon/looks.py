@@ -1,7 +1,7 @@
 """When the leading daemon looks at something that changes slowly, and what an answer costs that can't be used.
 
-Owns: the turns between two looks. Must not: know what is looked at. Called by: `dead_queues.py`, `silent_steps.py`,
-`sizes.py`, with each rollup.
+Owns: the turns between two looks. Must not: know what is looked at. Called by: `fleet.py` and `sizes.py`, with
+each rollup.
 """
 
 from __future__ import annotations

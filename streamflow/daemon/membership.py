@@ -68,14 +68,15 @@ FINISH_RELEASE = 1.0
 
 
 class _Seen(msgspec.Struct):
-    """The newest heartbeat of a member. `changed`: when it changed last (monotonic s); `ahead`: by how many ms its
-    clock is ahead of the server's; None if it has none."""
+    """The newest heartbeat of a member. `changed`: when it changed last (monotonic s)."""
 
     raw: bytes
     changed: float
-    draining: bool
-    folds: int
-    ahead: int | None
+    heartbeat: Heartbeat
+
+    @property
+    def draining(self) -> bool:
+        return self.heartbeat.draining
 
 
 class Membership:
@@ -104,7 +105,11 @@ class Membership:
         self.on_record: Callable[[bytes | None, bytes | None], None] = lambda identity, durability: None
         self.has_its_share = anyio.Event()
         """Set as soon as it owns a shard, or none is for it: there may be as many daemons as shards."""
+        self.on_turn: Callable[[], None] = lambda: None
+        """Called with each turn of the loop of heartbeats, whether one succeeds or not."""
         self._can_read_pauses = True
+        self._pauses: dict[bytes, bytes] = {}
+        """What is noted as paused, as it was read last."""
         self._store = context.store
         self._kernel = context.kernel
         self._settings = context.settings
@@ -133,7 +138,7 @@ class Membership:
         self._unchecked = 0
         """Heartbeats since shards were last compared with what this daemon should own, without an error."""
         self._is_losing = False
-        self._heartbeat_lock = anyio.Lock()
+        self._heartbeat_lock = anyio.Lock(fast_acquire=True)
         self._rebalance_lock = anyio.Lock()
         self._releasing: set[asyncio.Task[None]] = set()
         """Releases that are not answered, of a cluster's servers."""
@@ -171,6 +176,7 @@ class Membership:
         finally:
             self.turned = time.monotonic()
             self.hold_if_unconfirmed()
+            self.on_turn()
             self._unchecked += 1
             if self._unchecked >= CHECK_EVERY or not self._is_settled():
                 self._rebalance_needed.set()
@@ -239,6 +245,10 @@ class Membership:
     @property
     def alive(self) -> list[str]:
         return self._alive
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """The newest heartbeat of each daemon that the server lists."""
+        return [seen.heartbeat for seen in self._seen.values()]
 
     def is_alive(self, member: str) -> bool:
         """Whether a daemon still sends heartbeats, be it draining."""
@@ -311,7 +321,8 @@ class Membership:
             record, pauses, groups = answer.hashes
             if record is not None:
                 self.on_record(record.get(b"identity"), record.get(b"durability"))
-            self._take_pauses(pauses)
+            if pauses != self._pauses or not self._can_read_pauses:
+                self._take_pauses(pauses)
             if groups is not None:
                 self.on_groups(len(groups))
             if self.member not in answer.members:  # the others have removed it, or the data were deleted
@@ -328,8 +339,8 @@ class Membership:
         self._confirmed = now  # when it was sent: the others count from a later moment
         self._look()
         heartbeats = answer.members
-        others = [seen.ahead for name, seen in self._seen.items() if seen.ahead is not None and name != self.member]
-        self._clock.measure(answer.clock, time.monotonic() - now, others)
+        others = [one.heartbeat for name, one in self._seen.items() if name != self.member]
+        self._clock.measure(answer.clock, time.monotonic() - now, [other.ahead for other in others if other.clock])
         self._owner.look_at_clock()
         self.on_beat(data)
         if self._executor.held:
@@ -344,10 +355,8 @@ class Membership:
         for name, raw in heartbeats.items():
             seen = self._seen.get(name)
             if seen is None or seen.raw != raw:
-                heartbeat = last if raw == data else decode_heartbeat(raw)
-                ahead = heartbeat.ahead if heartbeat.clock else None
-                self._seen[name] = _Seen(raw, time.monotonic(), heartbeat.draining, heartbeat.folds, ahead)
-        self._rollup.others_folds = sum(seen.folds for name, seen in self._seen.items() if name != self.member)
+                self._seen[name] = _Seen(raw, time.monotonic(), last if raw == data else decode_heartbeat(raw))
+        self._rollup.others_folds = sum(one.heartbeat.folds for name, one in self._seen.items() if name != self.member)
         for name, _ in dead:
             if name not in heartbeats:
                 _log.warning(
@@ -368,6 +377,7 @@ class Membership:
     def _take_pauses(self, notes: dict[bytes, bytes] | None) -> None:
         """What can't be read stays as it is."""
         if notes is not None:
+            self._pauses = notes
             self.on_pauses(paused_workflows(notes))
         elif self._can_read_pauses:
             key = self._kernel.keys.paused

@@ -116,7 +116,7 @@ class Retention:
                 sorted_sets = (keys.agenda, keys.waiting, keys.turns)
                 streams = (keys.inbox, keys.log, keys.outbox, keys.poison)
                 for command, names in (("HLEN", hashes), ("ZCARD", sorted_sets), ("XLEN", streams)):
-                    calls += [(shard, Call[int].plain(command, name)) for name in names]
+                    calls += [(shard, Call.plain(command, name)) for name in names]
             answers: list[int | StoreError] = await self._store.send([call for _, call in calls])
             for (shard, _), answer in zip(calls, answers, strict=True):
                 if isinstance(answer, StoreError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -22,6 +22,7 @@ import msgspec
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.dead_queues import DeadQueues
+from streamflow.daemon.fleet import FleetLooks
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.silent_steps import SilentSteps
@@ -36,6 +37,7 @@ from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Checkpointed, Kernel, LogLimits, Put, Reply
 from streamflow.views.attention import DeadQueue, Silent, attention
 from streamflow.views.shard_views import ShardViews, merge_oldest
+from streamflow.wire import Heartbeat
 
 _log = logging.getLogger("streamflow.rollup")
 
@@ -64,6 +66,8 @@ class Rollup:
         """Whether this daemon merges the views; set by membership."""
         self.others_folds = 0
         """Checkpoints that the other members have stored, from their heartbeats: a change means more to merge."""
+        self.heartbeats: Callable[[], Iterable[Heartbeat]] = lambda: ()
+        """The newest heartbeat of each daemon; set by membership."""
         self.folds = 0
         """Checkpoints stored so far: part of the heartbeat, so that the leader knows when there is more to merge."""
         self._store = context.store
@@ -82,8 +86,9 @@ class Rollup:
         self._troubles = context.troubles
         self._trims = Timers[int]()
         """When the logs of shards at rest are to be trimmed."""
+        self._fleet = FleetLooks(context)
         self._dead_queues = DeadQueues(context)
-        self._silent_steps = SilentSteps(context)
+        self._silent_steps = SilentSteps(context.settings)
         self._sizes = Sizes(context)
         self._merged_folds = -1
         self._idle_rounds = 0
@@ -112,13 +117,15 @@ class Rollup:
                 self._owner.touch(shard)
         await self.store_partials(self._owner.active.values())
         if not self.leading:
+            self._fleet.forget()
             self._dead_queues.forget()
             self._silent_steps.forget()
             self._sizes.forget()
             return
-        queues_changed, steps_changed = await self._dead_queues.look(), await self._silent_steps.look()
-        if queues_changed or steps_changed:
-            self.merge_again()
+        if (fleet := await self._fleet.look()) is not None:
+            steps_changed = self._silent_steps.look(fleet, self.heartbeats())
+            if await self._dead_queues.look(fleet) or steps_changed:
+                self.merge_again()
         if await self._sizes.look():
             await self._store_view("sizes", self._sizes.found())
         await self._merge_if_changed()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 
+import anyio
+
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
@@ -39,17 +41,31 @@ class StuckRuns:
     def __init__(self, context: Context, owner: Owner) -> None:
         self._store = context.store
         self._troubles = context.troubles
-        self._every = context.settings.beat
         self._owner = owner
+        self._wanted = anyio.Event()
+
+    def look(self) -> None:
+        """Called with every heartbeat while shards are at work: let the loop have a turn if there are such runs."""
+        if not self._wanted.is_set() and any(self._is_wanted(shard) for shard in self._owner.active.values()):
+            self._wanted.set()
 
     async def run(self) -> None:
-        await retry_forever(self.run_once, _log, "could not read which runs are stuck", every=self._every)
+        await retry_forever(self._run_when_wanted, _log, "could not read which runs are stuck")
+
+    async def _run_when_wanted(self) -> None:
+        await self._wanted.wait()
+        self._wanted = anyio.Event()
+        await self.run_once()
+
+    @staticmethod
+    def _is_wanted(shard: OwnedShard) -> bool:
+        return bool(shard.stuck) and not (shard.is_going or shard.broken)
 
     async def run_once(self) -> None:
         """Have all stuck runs tried again of the shards that were acquired since the last time, and those of workflows
         that go on."""
         for shard in list(self._owner.active.values()):
-            while shard.stuck and not (shard.is_going or shard.broken):
+            while self._is_wanted(shard):
                 if self._troubles.waits(shard_name(shard.number), UNREAD) or not await self._read_page(shard):
                     break
                 await wait_until(lambda shard=shard: _has_room(shard), LOOK_EVERY)

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import streamflow as sf
-from streamflow.daemon import dead_queues, silent_steps
+from streamflow.daemon import fleet
 from streamflow.events import StepRetrying
 from streamflow.status import words
 from streamflow.store.connection import Call
@@ -23,8 +23,7 @@ broken: list[bool] = []
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_queues, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(silent_steps, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(fleet, "LOOK_EVERY", 0.05)
     broken[:] = [True]
 
 

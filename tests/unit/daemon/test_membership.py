@@ -173,6 +173,7 @@ class Bench:
         self.owners: dict[int, tuple[str, str]] = {}
         self.beats = 0
         self.parts = parts = Parts()
+        self.paused: dict[bytes, bytes] | None = {}
         self.store = FakeStore(heartbeat=self._beat, HMGET=self._record, release_shard=Reply.OK)
         any_parts: Any = parts
         self.membership = Membership(
@@ -201,7 +202,10 @@ class Bench:
             self.members.pop(member, None)
         elif joins or member in self.members:
             self.members[member] = beat
-        stored: dict[str, dict[bytes, bytes]] = {KERNEL.keys.meta: {b"identity": b"identity", b"durability": b"server"}}
+        stored: dict[str, dict[bytes, bytes] | None] = {
+            KERNEL.keys.meta: {b"identity": b"identity", b"durability": b"server"},
+            KERNEL.keys.paused: self.paused,
+        }
         return Heartbeats(5_000, dict(self.members), [stored.get(key, {}) for key in call.keys[1:]])
 
     def _record(self, call: Call[Any]) -> list[bytes | None]:
@@ -771,3 +775,32 @@ async def test_the_leader_learns_when_others_have_stored_something(bench: Bench)
     bench.other_beats("b", 1, folds=4)
     await bench.turn()
     assert bench.parts.others_folds == 7
+
+
+async def test_what_is_paused_is_told_when_it_changes(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[list[str]] = []
+    bench.membership.on_pauses = lambda paused: told.append(list(paused))
+    paused = {b"workflow:pay": b"{}"}
+    for bench.paused in ({}, paused, dict(paused), None, None, dict(paused), {}):
+        await bench.membership.heartbeat()
+    assert told == [["pay"], ["pay"], []], "once more when it could not be read"
+    assert caplog.text.count("it can't be read which workflows are paused") == 1
+
+
+async def test_each_turn_is_told_also_when_no_heartbeat_succeeds(bench: Bench) -> None:
+    turns: list[int] = []
+    bench.membership.on_turn = lambda: turns.append(1)
+    await bench.membership._heartbeat_and_check()
+    bench.store.answers["heartbeat"] = StoreUnavailable("away")
+    with pytest.raises(StoreUnavailable):
+        await bench.membership._heartbeat_and_check()
+    assert len(turns) == 2
+
+
+async def test_the_newest_heartbeat_of_each_daemon_is_known(bench: Bench) -> None:
+    bench.other_beats("other", 1, folds=3)
+    await bench.membership.heartbeat()
+    bench.other_beats("other", 2, folds=4)
+    await bench.membership.heartbeat()
+    assert {one.name: one.folds for one in bench.membership.heartbeats()} == {"me": 0, "other": 4}
+    assert bench.parts.others_folds == 4

@@ -2,94 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 import pytest
 
-from streamflow.daemon.silent_steps import SilentSteps
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.daemon.fleet import Fleet
+from streamflow.daemon.silent_steps import MAX_NAMED, SilentSteps
 from streamflow.model.reports import StepBeat
+from streamflow.settings import Settings
 from streamflow.store.workers import WorkerHeartbeat
 from streamflow.views.attention import Silent
 from streamflow.wire import Heartbeat
-from tests.support.fakes import FakeStore, context
-
-pytestmark = pytest.mark.anyio
 
 CLOCK = 1_700_000_000_000
-TIME = (CLOCK // 1000, 0)
 SILENT = StepBeat("r", 1, 2, "crawl", 700.0, True)
 SLOW = StepBeat("q", 1, 1, "crawl", 900.0)
 
 
-def silent_steps(store: FakeStore) -> SilentSteps:
-    return SilentSteps(context(store, shards=4, rollup=1.0))
+def daemon(*beats: StepBeat, age: int = 0, ahead: int = 0) -> Heartbeat:
+    return Heartbeat(name="d", clock=CLOCK + ahead - age, ahead=ahead, silent=list(beats), silent_steps=len(beats))
 
 
-def daemon(*beats: StepBeat, age: int = 0, ahead: int = 0) -> dict[bytes, bytes]:
-    beat = Heartbeat(name="d", clock=CLOCK + ahead - age, ahead=ahead, silent=list(beats), silent_steps=len(beats))
-    return {b"d": msgspec.json.encode(beat)}
-
-
-def worker(*beats: StepBeat, age: int = 0) -> dict[bytes, bytes]:
-    return {b"w": msgspec.json.encode(WorkerHeartbeat(name="w", timeout=5.0, sent=CLOCK - age, beats=list(beats)))}
-
-
-class TwoHashes(FakeStore):
-    """HGETALL answers with the daemons, then with the workers."""
-
-    def __init__(self, members: dict[bytes, bytes], workers: dict[bytes, bytes]) -> None:
-        super().__init__(TIME=TIME)
-        self.hashes = {"members": members, "workers": workers}
-
-    async def one(self, call: Any, **options: Any) -> Any:
-        if call.args[0] == "HGETALL":
-            self.answers["HGETALL"] = self.hashes[str(call.args[1]).rpartition(":")[2]]
-        return await super().one(call, **options)
+def fleet(*beats: StepBeat) -> Fleet:
+    return Fleet([], [WorkerHeartbeat(name="w", timeout=5.0, sent=CLOCK, beats=list(beats))], CLOCK)
 
 
 @pytest.mark.parametrize(
-    ("members", "workers", "found"),
+    ("daemons", "workers", "found"),
     [
-        (daemon(SILENT), {}, [Silent("crawl", "r", 2, CLOCK - 700_000, "daemon d")]),
-        (daemon(SILENT, ahead=3_600_000), {}, [Silent("crawl", "r", 2, CLOCK + 2_900_000, "daemon d")]),
-        (daemon(SILENT, age=60_000), {}, []),
-        (
-            {},
-            worker(SILENT, SLOW),
-            [Silent("crawl", "r", 2, CLOCK - 700_000, "worker w")],
-        ),
-        ({}, worker(SILENT, age=60_000), []),
-        ({b"x": b"\xff"}, {b"y": b"{"}, []),
+        ([daemon(SILENT)], fleet(), [Silent("crawl", "r", 2, CLOCK - 700_000, "daemon d")]),
+        ([daemon(SILENT, ahead=3_600_000)], fleet(), [Silent("crawl", "r", 2, CLOCK + 2_900_000, "daemon d")]),
+        ([daemon(SILENT, age=60_000)], fleet(), []),
+        ([daemon(), Heartbeat()], fleet(SILENT, SLOW), [Silent("crawl", "r", 2, CLOCK - 700_000, "worker w")]),
+        ([], fleet(SLOW), []),
     ],
 )
-async def test_steps_of_processes_that_live_are_found(
-    members: dict[bytes, bytes], workers: dict[bytes, bytes], found: list[Silent]
-) -> None:
-    it = silent_steps(TwoHashes(members, workers))
-    assert await it.look() is bool(found)
+def test_steps_of_processes_that_live_are_found(daemons: list[Heartbeat], workers: Fleet, found: list[Silent]) -> None:
+    it = SilentSteps(Settings())
+    assert it.look(workers, daemons) is bool(found)
     assert it.found == found
+    assert it.look(workers, daemons) is False, "nothing has changed"
 
 
-async def test_a_look_takes_three_reads_in_ten_seconds() -> None:
-    store = TwoHashes({}, {})
-    it = silent_steps(store)
-    for _ in range(11):
-        await it.look()
-    assert [call.args[0] for calls in store.calls for call in calls] == 2 * ["HGETALL", "HGETALL", "TIME"]
+def test_those_that_have_been_silent_longest_are_named() -> None:
+    beats = [StepBeat(f"r{n}", 1, 1, "crawl", 100.0 + n, True) for n in range(MAX_NAMED + 5)]
+    it = SilentSteps(Settings())
+    it.look(fleet(), [daemon(*beats)])
+    assert [one.run_id for one in it.found] == [f"r{n}" for n in reversed(range(5, MAX_NAMED + 5))]
+
+
+def test_a_daemon_that_leads_no_more_knows_of_none() -> None:
+    it = SilentSteps(Settings())
+    it.look(fleet(SILENT), [])
     it.forget()
-    await it.look()
-    assert len(store.sent("TIME")) == 3
-
-
-async def test_a_damaged_key_changes_nothing_and_an_outage_is_passed_on() -> None:
-    it = silent_steps(TwoHashes(daemon(SILENT), {}))
-    await it.look()
-    it._looks.forget()  # pyright: ignore[reportPrivateUsage]
-    broken: Any = FakeStore(HGETALL=StoreError("WRONGTYPE"))
-    it._store = broken  # pyright: ignore[reportPrivateUsage]
-    assert await it.look() is False
-    assert it.found == [Silent("crawl", "r", 2, CLOCK - 700_000, "daemon d")]
-    with pytest.raises(StoreUnavailable):
-        await silent_steps(FakeStore(HGETALL=StoreUnavailable("away"))).look()
+    assert it.found == []

@@ -17,6 +17,7 @@ from streamflow.errors import StoreError
 from streamflow.model.record import Status
 from streamflow.store.connection import Call
 from tests.support.fakes import FakeOwner, FakeStore, context, owned
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +107,31 @@ async def test_a_listing_that_cannot_be_read_delays_no_other_shard(monkeypatch: 
     monkeypatch.setattr(it.stuck._troubles, "waits", lambda *_: False)
     await it.turn()
     assert it.owner.tried == SECOND + FIRST
+
+
+async def test_the_loop_has_a_turn_as_soon_as_a_heartbeat_finds_something() -> None:
+    it = Bench()
+
+    async def all_tried() -> bool:
+        return it.owner.tried == FIRST + SECOND
+
+    async with anyio.create_task_group() as loops:
+        loops.start_soon(it.stuck.run)
+        await anyio.wait_all_tasks_blocked()
+        assert it.store.calls == [], "nobody has looked"
+        it.stuck.look()
+        await until(all_tried)
+        reads = len(it.store.calls)
+        it.stuck.look()
+        await anyio.wait_all_tasks_blocked()
+        assert len(it.store.calls) == reads, "there is nothing left to read"
+        loops.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("what", ["broken", "dropped"])
+async def test_a_shard_for_which_nothing_begins_gives_the_loop_no_turn(what: str) -> None:
+    it = Bench()
+    for shard in (it.shard, it.other):
+        setattr(shard, what, True)
+    it.stuck.look()
+    assert not it.stuck._wanted.is_set()
