@@ -121,15 +121,22 @@ async def clean_keys(url: str, namespace: str) -> list[str]:
     return sorted(keys)
 
 
+_modules_that_stay: set[str] = set()
+"""Those that no test has written. Most tests import none: to look at all that are there took as long as a small test."""
+
+
 @pytest.fixture(autouse=True)
 def modules_of_a_test_go_with_it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests write apps of the same names, `flows` above all, and each must import its own."""
     yield
     written_by_tests = str(tmp_path_factory.getbasetemp())
-    for name, module in list(sys.modules.items()):
+    for name in sys.modules.keys() - _modules_that_stay:
+        module = sys.modules[name]
         places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
         if any(place and place.startswith(written_by_tests) for place in places):
             del sys.modules[name]
+        else:
+            _modules_that_stay.add(name)
 
 
 @pytest.fixture(autouse=True)
