@@ -122,7 +122,7 @@ async def clean_keys(url: str, namespace: str) -> list[str]:
 
 
 _modules_that_stay: set[str] = set()
-"""Those that no test has written. Most tests import none: to look at all that are there took as long as a small test."""
+"""Those that no test has written. To look at all that are imported, after each test, took as long as a small test."""
 
 
 @pytest.fixture(autouse=True)
