@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from streamflow.interpreter import python_command
 from streamflow.store import heartbeat_child
 
 SETTINGS = {
@@ -212,3 +213,11 @@ def test_lines_come_whole_from_the_standard_input(monkeypatch: pytest.MonkeyPatc
     os.close(writer)
     assert (lines.next(0.0), lines.ended) == (b"", True)
     os.close(reader)
+
+
+def test_it_starts_without_the_sdk_of_opentelemetry() -> None:
+    """redis-py imports it wherever it is installed, which it is for these tests."""
+    command = [*python_command(), "-X", "importtime", heartbeat_child.__file__]
+    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert "redis.observability" in ran.stderr
+    assert "opentelemetry.sdk.metrics.export" not in ran.stderr
