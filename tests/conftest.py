@@ -24,13 +24,17 @@ from redis.asyncio import Redis
 
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.machine import sealed
+from tests.support.examples import examples
 
 REDIS_SERVER = shutil.which("redis-server")
 """Parametrise with `redis_server` only where this is set: a test that can't run isn't made, rather than skipped."""
 
 # A busy machine is no error of what is tested. How long one test may take is said in pyproject.toml.
 hypothesis.settings.register_profile(
-    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "busy machine",
+    deadline=None,
+    max_examples=examples(100),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("busy machine")
 

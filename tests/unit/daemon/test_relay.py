@@ -15,6 +15,7 @@ from streamflow.daemon.relay import OutboxEntry, Relay
 from streamflow.errors import StoreError, StoreUnavailable, Unconfirmed
 from streamflow.store.connection import Call
 from streamflow.wire import OutboxMessage, encode_outbox, stream_order
+from tests.support.examples import examples
 from tests.support.fakes import KERNEL, FakeClock, FakeStore, owned
 
 pytestmark = pytest.mark.anyio
@@ -519,7 +520,7 @@ class Ticks:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_each_target_gets_its_messages_in_order_whatever_is_broken(data: st.DataObject) -> None:
     """Nothing is left out, memory is bounded, and every entry is deleted in the end."""
 

@@ -53,6 +53,7 @@ from streamflow.model.waits import waits_of
 from streamflow.store.pauses import Pause
 from streamflow.wire import InboxMessage
 from streamflow.workflow.awaitable import Bug
+from tests.support.examples import examples
 from tests.support.machine_driver import raw
 from tests.unit.machine.test_parking_properties import APPS, MENDED, Release, _mended, as_sent, programs
 from tests.unit.machine.test_properties import _inputs, _restart_overdue_retries, moves
@@ -304,7 +305,7 @@ def play(both: tuple[Crossed, Crossed], turns: Any, releases: Any, asks: Any) ->
             run.check()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(programs, words, moves, deploys, pauses, forks, moves)
 def test_pauses_times_forks_and_deaths_meet_in_any_order(
     parts: Any, word: Any, turns: Any, releases: Any, asks: Any, places: Any, later: Any

@@ -34,6 +34,7 @@ from streamflow.workflow.app import App
 from streamflow.workflow.awaitable import Bug
 from streamflow.workflow.recording import record
 from streamflow.workflow.reducer import Decision, Event
+from tests.support.examples import examples
 from tests.support.machine_driver import raw
 from tests.unit.machine.test_properties import (
     _Again,
@@ -265,7 +266,7 @@ deploys = st.lists(st.one_of(st.none(), st.none(), _release), min_size=25, max_s
 requests = st.lists(st.integers(0, 9), min_size=25, max_size=25)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(programs, moves, deploys, requests)
 def test_a_workflow_with_bugs_decides_the_same_wherever_owners_die(
     parts: Any, turns: Any, releases: Any, asks: Any
@@ -273,7 +274,7 @@ def test_a_workflow_with_bugs_decides_the_same_wherever_owners_die(
     _same_wherever_owners_die("flow", parts, turns, releases, asks)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(moves, deploys, requests)
 def test_a_reducer_with_bugs_decides_the_same_wherever_owners_die(turns: Any, releases: Any, asks: Any) -> None:
     _same_wherever_owners_die("agent", None, turns, releases, asks)

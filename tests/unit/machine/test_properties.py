@@ -29,6 +29,7 @@ from streamflow.workflow.app import App
 from streamflow.workflow.recording import record
 from streamflow.workflow.reducer import Complete, Decision, Event, Fail, Signal, Started
 from streamflow.workflow.retry import Retry
+from tests.support.examples import examples
 from tests.support.machine_driver import Run, raw
 
 Program = Any
@@ -364,13 +365,13 @@ def _same_when_reloaded(workflow: str, argument: Any, turns: list[list[tuple[str
     assert live.elements == reloaded.elements
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(programs, moves)
 def test_a_workflow_replayed_before_every_transition_decides_the_same(program: Program, turns: Any) -> None:
     _same_when_reloaded("flow", program, turns)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @example(("raise",), [[("s", 0)]] * 3)
 @given(programs, moves)
 def test_a_run_that_is_retried_whenever_it_fails_replays_the_same(program: Program, turns: Any) -> None:
@@ -393,7 +394,7 @@ def test_a_run_that_is_retried_whenever_it_fails_replays_the_same(program: Progr
     _replays(live)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(programs, moves, moves, st.lists(st.integers(0, 1000), min_size=3, max_size=3), st.integers(0, 2**12))
 def test_forks_of_forks_from_any_event_go_on_and_replay_the_same(
     program: Program, turns: Any, later: Any, places: Any, deploys: int
@@ -434,7 +435,7 @@ def test_forks_of_forks_from_any_event_go_on_and_replay_the_same(
         run = live
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(programs, moves)
 def test_a_run_near_the_limits_of_its_history_replays_the_same(program: Program, turns: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -444,7 +445,7 @@ def test_a_run_near_the_limits_of_its_history_replays_the_same(program: Program,
         _same_when_reloaded("flow", program, turns)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(moves)
 def test_a_reducer_restored_before_every_transition_decides_the_same(turns: Any) -> None:
     _same_when_reloaded("agent", None, turns)
@@ -459,7 +460,7 @@ _REFUSED_IN_A_GROUP: Any = (
 _SHIELDED_FROM_A_CANCEL = ("seq", [("step", 1), ("race", [("step", 0), ("shield", ("step", 0))]), ("step", 2)])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @example(_TIMED_OUT_WHILE_STUCK, [[("s", 0)], [("d", 0), ("s", 0)]], [1, 0])
 @example(_SHIELDED_FROM_A_CANCEL, [[("s", 0)], [("s", 0)], [("x", 0)]], [1, 0, 1])
 @given(programs, moves, st.lists(st.integers(0, 3), min_size=25, max_size=25))
@@ -488,7 +489,7 @@ def test_a_run_that_is_stuck_at_times_resumes_and_its_history_replays(
             assert run.ever.count("RunStuck") == run.ever.count("RunResumed")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(programs, moves)
 @example(_REFUSED_IN_A_GROUP, [[("s", 0)]])
 def test_a_dropped_machine_is_freed_at_once_and_its_code_stops(program: Program, turns: Any) -> None:

@@ -14,6 +14,7 @@ from streamflow.model.payload_types import type_text
 from streamflow.model.waits import Wait, waits_of
 from streamflow.workflow import api as sf
 from streamflow.workflow.app import App
+from tests.support.examples import examples
 from tests.support.machine_driver import Run
 from tests.unit.machine.test_properties import _inputs, app, moves, programs
 
@@ -57,7 +58,7 @@ def _known(machine: RunMachine) -> Seen:
     return known
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(programs, moves)
 def test_a_record_says_what_the_machine_waits_for(program: Any, turns: Any) -> None:
     run = Run(app, "flow", program)
