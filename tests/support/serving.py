@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -153,12 +154,15 @@ def no_unknown_keys_are_left(embedded_server: EmbeddedServer, namespace: str) ->
         }
         if names:
             redis.delete(*names)
-    permanent = _permanent(namespace)
-    unknown = sorted(name for name in names if not any(pattern.fullmatch(name) for pattern in permanent))
+    permanent = _permanent()
+    unknown = sorted(name for name in names if not permanent.fullmatch(name.replace(f"{{{namespace}", "{ns", 1)))
     assert not unknown
 
 
-def _permanent(namespace: str) -> list[re.Pattern[str]]:
+@functools.cache
+def _permanent() -> re.Pattern[str]:
+    """Matches all permanent keys of a namespace `ns`. To compile it for each test took a tenth of its time."""
+    namespace = "ns"
     keys = NamespaceKeys(namespace)
     shard = keys.shard(0)
     a_name, an_id, a_value = "NAME", "ID", "VALUE"
@@ -202,13 +206,13 @@ def _permanent(namespace: str) -> list[re.Pattern[str]]:
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
     names += [queue.stream, queue.steps, queue.details]
     # Shard 0 stands for all of them.
-    return [
-        re.compile(
+    return re.compile(
+        "|".join(
             re.escape(name)
             .replace(re.escape(f"{{{namespace}/0}}"), re.escape(f"{{{namespace}/") + r"\d+" + re.escape("}"))
             .replace(a_name, r"[\w.:@=+~-]+")
             .replace(an_id, r"[\w.:@=+~/-]+")
             .replace(a_value, r"[\w.~%-]*")
+            for name in names
         )
-        for name in names
-    ]
+    )
