@@ -59,7 +59,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Operations": {
         "daemon": "Run a daemon, which owns shards and runs workflows and steps.",
-        "trigger": "Serve triggers: webhooks, streams and files that start runs and signal them.",
+        "trigger": "Serve triggers: webhooks, queues, tables and files that start runs and signal them.",
         "worker": "Run a worker, which runs the steps of queues.",
         "config": "Print the effective settings, and where each comes from.",
         "check": "Check settings, app, server and permissions without starting anything.",

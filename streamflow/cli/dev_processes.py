@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,22 +31,33 @@ MAX_OUTPUT = 4 * 1024 * 1024
 END_SECONDS = 5.0
 """For how long a process may outlast its grace."""
 LAST_LINES = 15
+FIRST_PORT, PORTS = 8080, 20
+"""Of webhooks: the first one that is tried, and how many are."""
+TRIGGERS = "trigger"
+"""The command of the process that serves triggers."""
 
 _log = logging.getLogger("streamflow.dev")
 
 
 class DevProcesses:
-    """The daemon, and a worker if there are `queues`. `screen`: what they print goes to files in the server's
-    directory, else to this terminal."""
+    """The daemon, a worker if there are `queues`, and what serves triggers if there is an address for `webhooks`.
+    `screen`: what they print goes to files in the server's directory, else to this terminal."""
 
     def __init__(
-        self, app_target: str, server: EmbeddedServer, settings: Settings, screen: bool, queues: Sequence[str] = ()
+        self,
+        app_target: str,
+        server: EmbeddedServer,
+        settings: Settings,
+        screen: bool,
+        queues: Sequence[str] = (),
+        webhooks: str = "",
     ) -> None:
         self._app = app_target
         self._server = server
         self._settings = settings
         self._screen = screen
         self._queues = queues
+        self._webhooks = webhooks
         self._running: dict[str, DaemonProcess] = {}
         self._one_at_a_time = anyio.Lock()
         self._ending = False
@@ -57,6 +69,8 @@ class DevProcesses:
         self._start("daemon")
         if self._queues:
             self._start("worker", *(word for queue in self._queues for word in ("--queue", queue)))
+        if self._webhooks:
+            self._start(TRIGGERS, "serve", "--listen", self._webhooks)
 
     async def restart(self) -> None:
         """End all, and start them again. What their steps were doing at the end of the grace is done again."""
@@ -85,18 +99,18 @@ class DevProcesses:
         )
 
     async def one_ended(self) -> None:
-        """Wait until a process has ended by itself."""
-        while not self._ended():  # noqa: ASYNC110 (the end of a process sets no event)
+        """Wait until a process has ended by itself. Without the one that serves triggers, runs go on."""
+        while all(name == TRIGGERS for name, _ in self._ended()):  # noqa: ASYNC110 (the end of a process sets no event)
             await anyio.sleep(POLL_SECONDS)
 
-    async def say_ends(self) -> None:
-        """Log each end of a process by itself: with --reload, the next change of the code may mend it."""
+    async def say_ends(self, mended_by: str, *, of: str = "") -> None:
+        """Log each end of a process by itself, or only of one, and what starts it again."""
         said: set[int] = set()
         while True:
             for name, process in self._ended():
-                if process.pid not in said:
+                if process.pid not in said and of in ("", name):
                     said.add(process.pid)
-                    _log.error("%s; the next change of the code starts it again", self._how(name, process))
+                    _log.error("%s; %s starts it again", self._how(name, process), mended_by)
             await anyio.sleep(POLL_SECONDS)
 
     @property
@@ -106,11 +120,14 @@ class DevProcesses:
 
     @staticmethod
     def _how(name: str, process: DaemonProcess) -> str:
-        return f"the {name} exited unexpectedly with code {process.process.returncode}"
+        what = "process that serves triggers" if name == TRIGGERS else name
+        return f"the {what} exited unexpectedly with code {process.process.returncode}"
 
     def check(self) -> None:
         """Raises `StoreUnavailable` if a process has ended by itself."""
         for name, process in self._ended():
+            if name == TRIGGERS:
+                continue
             text = self._how(name, process)
             if self._screen:
                 lines = [*self._last_lines(), *process.log_tail(LAST_LINES).splitlines()]
@@ -171,3 +188,16 @@ class LogPrinter:
 
     def _lines(self) -> Iterator[str]:
         return (text_of(fields) for fields in self._reader.read())
+
+
+def free_port(first: int = FIRST_PORT) -> int:
+    """The first one that nobody listens on, on the loopback interface: from `first` on, else any."""
+    for port in [*range(first, first + PORTS), 0]:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server that will listen
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise StoreUnavailable("no port is free on the loopback interface")

@@ -15,6 +15,10 @@ from streamflow.triggers.actions import (
 from streamflow.triggers.completion import Completed, completed
 from streamflow.triggers.files import File, files
 from streamflow.triggers.http import Webhooks, webhook
+from streamflow.triggers.kafka import kafka
+from streamflow.triggers.postgres import postgres
+from streamflow.triggers.postgres_notify import postgres_notify
+from streamflow.triggers.redis_list import redis_list as list  # noqa: A004 (read as sf.triggers.list)
 from streamflow.triggers.secret import Secret, secret
 from streamflow.triggers.signatures import Signature, github, hmac, slack, stripe
 from streamflow.triggers.stream import stream
@@ -38,6 +42,10 @@ __all__ = [
     "files",
     "github",
     "hmac",
+    "kafka",
+    "list",
+    "postgres",
+    "postgres_notify",
     "secret",
     "signal",
     "signal_with_start",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 import anyio
@@ -58,6 +58,11 @@ class Webhook(Source):
         signed = "unsigned" if self.signature is None else self.signature.name
         return f"POST {self.path} ({signed})"
 
+    def check_secrets(self) -> None:
+        """Raises `UsageError` if one is missing."""
+        if self.signature is not None:
+            self.signature.check_secrets()
+
 
 def webhook(
     path: str, /, *, signature: Signature | None = None, id_header: str = "Idempotency-Key", max_body: int = MAX_BODY
@@ -90,24 +95,25 @@ class _Answer(Exception):
 
 
 class Webhooks:
-    """The ASGI application for the webhooks of an app. It doesn't close the `client`.
+    """The ASGI application for the webhooks of an app, or those of some `names`. It doesn't close the `client`.
 
     >>> api.mount("/hooks", sf.triggers.Webhooks(flows.app, client))
     """
 
-    def __init__(self, app: App, client: Client, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, app: App, client: Client, *, names: Collection[str] = (), now: Callable[[], float] = time.time
+    ) -> None:
         self._now = now
         self._receivers: dict[str, tuple[Webhook, Receiver]] = {}
         self._at_once = 0
         for trigger in app.triggers.values():
             source = trigger.source
-            if not isinstance(source, Webhook):
+            if not isinstance(source, Webhook) or (names and trigger.name not in names):
                 continue
             other = self._receivers.get(source.path)
             if other is not None:
                 raise UsageError(f"triggers {other[1].trigger.name} and {trigger.name} have one path: {source.path}")
-            if source.signature is not None:
-                source.signature.check_secrets()
+            source.check_secrets()
             self._receivers[source.path] = source, Receiver(client, trigger)
 
     @property

@@ -25,6 +25,8 @@ MOST = 1000
 """Deliveries that are kept; a few more when several processes put one there at the same moment."""
 MOST_BYTES = 2 * 1024 * 1024
 """Of the body of one: the limit of all payloads."""
+BEGINNING_BYTES = 4096
+"""What is kept of a body that is longer."""
 PAGE = 20
 
 
@@ -35,11 +37,12 @@ class _Stored(msgspec.Struct, array_like=True):
     headers: dict[str, str]
     received: int
     reason: str
+    whole_size: int = 0
 
 
 class UndoneDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery in the quarantine. `id`: `<trigger>/<digest>`; `delivery_id`: the sender's; `at`: when it was
-    received; `size`: bytes of its body."""
+    received; `size`: bytes of its body, of which only the beginning is kept if it was too long."""
 
     id: str
     trigger: str
@@ -75,7 +78,10 @@ class DeliveryQuarantine:
                 f"the quarantine of deliveries is full, it has {count:,}: redrive or drop some with "
                 "`streamflow trigger quarantine`"
             )
-        stored = _Stored(trigger, received.id, received.body, received.headers, received.at, reason)
+        body, whole_size = received.body, received.whole_size
+        if len(body) > MOST_BYTES:
+            body, whole_size = body[:BEGINNING_BYTES], len(body)
+        stored = _Stored(trigger, received.id, body, received.headers, received.at, reason, whole_size)
         call = self._client.kernel.store_records([Put(key, quarantined, msgspec.msgpack.encode(stored))])
         await self._client.store.one(call)
         return quarantined
@@ -125,6 +131,12 @@ def _read(quarantined: str, value: bytes) -> UndoneDelivery:
         delivery_id=stored.delivery,
         at=datetime.fromtimestamp(stored.received / 1000, UTC),
         reason=stored.reason,
-        size=len(stored.body),
-        received=Received(id=stored.delivery, body=stored.body, headers=stored.headers, at=stored.received),
+        size=stored.whole_size or len(stored.body),
+        received=Received(
+            id=stored.delivery,
+            body=stored.body,
+            headers=stored.headers,
+            at=stored.received,
+            whole_size=stored.whole_size,
+        ),
     )

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from streamflow.client.client import Client
 from streamflow.errors import PayloadInvalid, StoreError, StreamflowError
 from streamflow.text import recordable
 from streamflow.triggers.actions import Action, checked, do
-from streamflow.triggers.quarantine import DeliveryQuarantine
+from streamflow.triggers.quarantine import BEGINNING_BYTES, DeliveryQuarantine
 from streamflow.workflow.trigger import Delivery, Received, Trigger
 
 _log = logging.getLogger("streamflow.triggers")
@@ -148,8 +149,18 @@ class Receiver:
         )
         return Outcome([], quarantined, reason)
 
+    async def set_aside_long(self, delivery_id: str, beginning: bytes, size: int, most: int, where: str) -> Outcome:
+        """Quarantine the beginning of a delivery that is longer than it may be. `where`: where the whole is. Raises
+        `StoreError`."""
+        received = msgspec.structs.replace(received_now(delivery_id, beginning[:BEGINNING_BYTES]), whole_size=size)
+        return await self.set_aside(
+            received, f"it has {size:,} bytes, more than max_body={most:,}: it stays in {where}"
+        )
+
     async def process(self, received: Received) -> list[str]:
         """Decode, map and do it. Raises whatever goes wrong."""
+        if received.whole_size:
+            raise PayloadInvalid(f"only the beginning of the delivery was kept, of {received.whole_size:,} bytes")
         delivery = self.trigger.delivery(received)
         actions = await self._mapper.map(delivery)
         return await do(self.client, self.trigger.name, received.id, actions)

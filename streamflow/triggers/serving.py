@@ -14,9 +14,9 @@ from typing import Any
 import anyio
 
 from streamflow.client.client import Client
-from streamflow.errors import UsageError
+from streamflow.errors import NamespaceMissing, StoreUnavailable, UsageError
 from streamflow.triggers.http import Webhook, Webhooks
-from streamflow.triggers.pulled import PulledSource, keep_serving
+from streamflow.triggers.pulled import FIRST_PAUSE, LONGEST_PAUSE, PulledSource, keep_serving
 from streamflow.triggers.receiver import Receiver
 from streamflow.workflow.app import App
 from streamflow.workflow.trigger import Trigger
@@ -26,6 +26,8 @@ _log = logging.getLogger("streamflow.triggers")
 CONNECTIONS = 1000
 """Connections of the HTTP server; it closes those that come beyond."""
 DRAIN_SECONDS = 15
+LOOK_SECONDS = 0.2
+"""Seconds between two looks whether the namespace is there."""
 
 
 def chosen(app: App, names: Collection[str]) -> list[Trigger[Any]]:
@@ -46,9 +48,62 @@ async def serve_pulled(client: Client, triggers: Collection[Trigger[Any]]) -> No
                 _log.info("trigger %s receives from %s", trigger.name, trigger.source.about)
 
 
-async def serve_http(app: App, client: Client, host: str, port: int) -> None:
-    """Serve the webhooks of an app until cancelled; requests that are under way are answered. Raises `UsageError` if
-    there are none, if uvicorn is missing, or if the address can't be used."""
+async def serve_all(app: App, client: Client, host: str, port: int) -> None:
+    """Serve all triggers of an app until cancelled, once there is a namespace. One that can't begin is named in the
+    log, and the others are served."""
+    await _namespace_is_there(client)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve_pulled, client, app.triggers.values())
+        names = list(_servable_webhooks(app))
+        if names:
+            tasks.start_soon(_keep_serving_http, app, client, host, port, names)
+        await anyio.sleep_forever()
+
+
+async def _namespace_is_there(client: Client) -> None:
+    said = False
+    while True:
+        try:
+            await client.read_namespace()
+            return
+        except (NamespaceMissing, StoreUnavailable) as error:
+            if not said:
+                _log.info("triggers wait for the namespace: %s", error)
+            said = True
+        await anyio.sleep(LOOK_SECONDS)
+
+
+def _servable_webhooks(app: App) -> Generator[str]:
+    for name, trigger in app.triggers.items():
+        source = trigger.source
+        if not isinstance(source, Webhook):
+            continue
+        try:
+            source.check_secrets()
+        except UsageError as error:
+            _log.error("trigger %s is not served: %s", name, error)
+        else:
+            yield name
+
+
+async def _keep_serving_http(app: App, client: Client, host: str, port: int, names: Collection[str]) -> None:
+    """Until cancelled. What keeps it from beginning is said once."""
+    pause, said = FIRST_PAUSE, False
+    while True:
+        try:
+            await serve_http(app, client, host, port, names)
+            return
+        except UsageError as error:
+            if not said:
+                _log.error("webhooks are not served, will retry: %s", error)
+            said = True
+        await anyio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+async def serve_http(app: App, client: Client, host: str, port: int, names: Collection[str] = ()) -> None:
+    """Serve the webhooks of an app, all without names, until cancelled; requests that are under way are answered.
+    Raises `UsageError` if there are none, if uvicorn is missing, or if the address can't be used."""
     if not any(isinstance(trigger.source, Webhook) for trigger in app.triggers.values()):
         raise UsageError("the app has no webhook: register one with @app.trigger(sf.triggers.webhook('/path'))")
     try:
@@ -61,7 +116,7 @@ async def serve_http(app: App, client: Client, host: str, port: int) -> None:
         def capture_signals(self) -> Generator[None]:  # the command has its own handlers
             yield
 
-    webhooks = Webhooks(app, client)
+    webhooks = Webhooks(app, client, names=names)
     server = Server(
         uvicorn.Config(
             webhooks,

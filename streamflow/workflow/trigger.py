@@ -37,12 +37,14 @@ class Delivery(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source has received. `body`: JSON or other bytes. `id`: as in `Delivery`. `at`: ms since the epoch."""
+    """What a source has received. `body`: JSON or other bytes. `id`: as in `Delivery`. `at`: ms since the epoch.
+    `whole_size`: bytes, if `body` is only the beginning of what came; else 0."""
 
     id: str
     body: bytes
     headers: dict[str, str] = {}
     at: int = 0
+    whole_size: int = 0
 
 
 class Source(abc.ABC):

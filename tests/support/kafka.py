@@ -17,6 +17,25 @@ def mock_brokers() -> Generator[str]:
     owner.flush(1)
 
 
+def produce(brokers: str, topic: str, *records: tuple[str | None, bytes | None], **headers: str) -> None:
+    """Records of a key and a value, each in the topic when this returns."""
+    producer = confluent_kafka.Producer({"bootstrap.servers": brokers, "log_level": 0})
+    for key, value in records:
+        producer.produce(topic, key=key, value=value, headers=dict(headers))
+    assert not producer.flush(10)
+
+
+def committed(brokers: str, topic: str, group: str) -> int:
+    """Records up to the offsets that a group has committed, of all partitions."""
+    consumer = confluent_kafka.Consumer({"bootstrap.servers": brokers, "group.id": group, "log_level": 0})
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        places = [confluent_kafka.TopicPartition(topic, number) for number in partitions]
+        return sum(max(place.offset, 0) for place in consumer.committed(places, timeout=10))
+    finally:
+        consumer.close()
+
+
 def consume(brokers: str, topic: str, ids: set[str]) -> list[Any]:
     """The records of a topic, when those of all these events are among them."""
     consumer = confluent_kafka.Consumer({"bootstrap.servers": brokers, "group.id": "test", "log_level": 0})

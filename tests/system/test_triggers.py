@@ -26,7 +26,7 @@ from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Call
 from streamflow.triggers import receiver
 from streamflow.triggers.quarantine import DeliveryQuarantine
-from streamflow.triggers.serving import serve_pulled
+from tests.support.pulling import receiving
 from tests.support.waiting import until
 from tests.system.conftest import Serve
 
@@ -354,14 +354,6 @@ def test_a_secret_shows_only_where_it_is(tmp_path: Path) -> None:
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def receiving(client: sf.Client, *found: triggers.Trigger[Any]) -> AsyncGenerator[None, None]:
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(serve_pulled, client, found)
-        yield
-        tasks.cancel_scope.cancel()
 
 
 @pytest.fixture

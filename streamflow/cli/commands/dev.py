@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import structs
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from streamflow.embedded.server import EmbeddedServer
     from streamflow.settings import Settings
     from streamflow.workflow.app import App
+    from streamflow.workflow.trigger import Trigger
 
 RELOAD_GRACE = 2.0
 """Seconds that running steps get before the code is started again."""
@@ -51,8 +53,12 @@ RELOAD_GRACE = 2.0
     help="Also run a worker, which serves this queue; may be repeated.",
 )  # fmt: skip
 @click.option(
+    "--trigger-port", type=click.IntRange(1, 65535), metavar="PORT",
+    help="Port of webhooks on the loopback interface.  [default: the first free one from 8080]",
+)  # fmt: skip
+@click.option(
     "--reload", is_flag=True,
-    help="Start daemon and worker again when a Python file changes.  [needs: pip install 'streamflowd[reload]']",
+    help="Start all but the server again when a Python file changes.  [needs: pip install 'streamflowd[reload]']",
 )  # fmt: skip
 @settings_options("namespace")
 def dev(
@@ -61,6 +67,7 @@ def dev(
     memory: bool,
     port: int | None,
     queues: tuple[str, ...],
+    trigger_port: int | None,
     reload: bool,
     namespace: str | None,
 ) -> int:
@@ -71,9 +78,12 @@ def dev(
     instead of the screen; `streamflow logs RUN` shows its lines of one run. Ctrl-C waits for running steps, as the log
     then says, and stops everything; on a second one it doesn't wait. The data stays in --dir for the next start.
 
-    With --reload, a change below the directories from which the app was imported starts daemon and worker again, and
-    runs go on with the new code; steps get 2 seconds to finish, else they run again. While the new code can't be
-    imported, the old one goes on.
+    The app's triggers are served, too: webhooks on the loopback interface, at the addresses that are printed. One that
+    can't begin is named in the log, and everything else goes on.
+
+    With --reload, a change below the directories from which the app was imported starts daemon, worker and triggers
+    again, and runs go on with the new code; steps get 2 seconds to finish, else they run again. While the new code
+    can't be imported, the old one goes on.
 
     \b
     Example:
@@ -83,7 +93,7 @@ def dev(
     app = required_workflows(
         app_target, "streamflow.daemon.daemon", "streamflow.screen.live", "streamflow.embedded.server"
     )
-    from streamflow.cli.dev_processes import DevProcesses
+    from streamflow.cli.dev_processes import DevProcesses, free_port
     from streamflow.cli.logs import set_up
     from streamflow.cli.reloading import Reloader, required_watcher, roots
     from streamflow.embedded.server import EmbeddedServer
@@ -108,7 +118,10 @@ def dev(
             settings = load_settings({"redis": server.url, "namespace": namespace})
             if reload:
                 settings = structs.replace(settings, grace=min(settings.grace, RELOAD_GRACE))
-            processes = DevProcesses(app_target, server, settings, screen, queues)
+            webhooks = f"127.0.0.1:{trigger_port or free_port()}" if app.triggers else ""
+            for trigger in app.triggers.values():
+                click.echo(f"trigger {trigger.name}: {_from_where(trigger, webhooks)}")
+            processes = DevProcesses(app_target, server, settings, screen, queues, webhooks)
             reloader = Reloader(app_target, roots(), processes.restart, processes.environ) if reload else None
             if reloader is not None:
                 click.echo(f"reloads: Python files in {', '.join(map(str, reloader.directories))}")
@@ -121,6 +134,13 @@ def dev(
         return run_async(run, fast=True, screen=screen)
     except KeyboardInterrupt:
         return 0
+
+
+def _from_where(trigger: Trigger[Any], webhooks: str) -> str:
+    from streamflow.screen.sanitize import safe
+
+    about = trigger.source.about
+    return safe(about.replace("POST /", f"POST http://{webhooks}/", 1) if trigger.source.kind == "http" else about, 500)
 
 
 def _log_option(log: Path) -> str:
@@ -149,7 +169,7 @@ async def _serve(
     """Until a signal. Raises `StoreUnavailable` if a process ends by itself, unless a change may start it again."""
     import anyio
 
-    from streamflow.cli.dev_processes import LogPrinter
+    from streamflow.cli.dev_processes import TRIGGERS, LogPrinter
 
     stopping = anyio.Event()
     printer = LogPrinter(processes.log)
@@ -159,8 +179,9 @@ async def _serve(
             await group.start(_take_signals, processes, stopping)
             if reloader is None:
                 group.start_soon(_stop_at_an_end, processes, stopping)
+                group.start_soon(partial(processes.say_ends, "another `streamflow dev`", of=TRIGGERS))
             else:
-                group.start_soon(processes.say_ends)
+                group.start_soon(processes.say_ends, "the next change of the code")
                 group.start_soon(reloader.run)
             if screen:
                 await _draw(server, settings, stopping, lambda: _notice(processes, reloader))

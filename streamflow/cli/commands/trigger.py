@@ -1,4 +1,4 @@
-"""`trigger`: serve triggers: webhooks, streams and files that start runs and signal them.
+"""`trigger`: serve triggers: webhooks, queues, tables and files that start runs and signal them.
 
 Owns: its subcommands and their output. Must not: receive, map or do a delivery. Called by: the group in `cli`.
 """
@@ -29,7 +29,7 @@ _LATE = ("streamflow.triggers.serving",)
 
 @click.group()
 def trigger() -> None:
-    """Serve triggers: webhooks, streams and files that start runs and signal them.
+    """Serve triggers: webhooks, queues, tables and files that start runs and signal them.
 
     They are functions of an app, registered with @app.trigger. Any number of processes may serve them: nothing is
     started twice, and nothing acknowledged before the server has it. What can't be processed is put aside, in
@@ -90,16 +90,14 @@ def http(
     Example:
       streamflow trigger http --app flows:app --listen 0.0.0.0:8080
     """
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"--listen is HOST:PORT, as 127.0.0.1:8080, got {listen!r}")
+    host, port = _address(listen)
     set_up(log_format, log_level, file=log_file)
     app = required_app(app_target, *_LATE)
 
     async def serve(client: Client) -> None:
         from streamflow.triggers.serving import serve_http
 
-        await serve_http(app, client, host.strip("[]"), int(port))
+        await serve_http(app, client, host, port)
 
     _serve(redis, namespace, serve)
 
@@ -118,7 +116,7 @@ def run(
     log_level: str,
     log_file: str | None,
 ) -> None:
-    """Serve an app's triggers that read from somewhere: streams, files, completed runs.
+    """Serve an app's triggers that read from somewhere: streams, lists, topics, tables, files, completed runs.
 
     All of them, or those that are named. On SIGTERM or Ctrl-C it ends; what it has not acknowledged is received again.
 
@@ -141,8 +139,69 @@ def run(
     _serve(redis, namespace, serve)
 
 
-def _serve(redis: str | None, namespace: str | None, serve: Any) -> None:
-    """Until a signal."""
+@trigger.command("serve")
+@app_option
+@click.option(
+    "--listen", metavar="HOST:PORT", default="127.0.0.1:8080", show_default=True, help="Address of the HTTP server."
+)
+@server_options
+@log_options
+def serve_all(
+    app_target: str | None,
+    listen: str,
+    redis: str | None,
+    namespace: str | None,
+    log_format: str | None,
+    log_level: str,
+    log_file: str | None,
+) -> None:
+    """Serve all of an app's triggers in one process: webhooks, and those that read from somewhere.
+
+    One that can't begin, because its secret is missing or a library isn't installed, is named in the log, and the
+    others are served. It waits for its namespace, too. `streamflow dev` runs this.
+
+    \b
+    Example:
+      streamflow trigger serve --app flows:app
+    """
+    host, port = _address(listen)
+    set_up(log_format, log_level, file=log_file)
+    app = required_app(app_target, *_LATE)
+
+    async def serve(client: Client) -> None:
+        from streamflow.triggers.serving import serve_all
+
+        await serve_all(app, client, host, port)
+
+    _serve(redis, namespace, serve, waits=True)
+
+
+@trigger.command("postgres-schema")
+@click.option("--table", metavar="NAME", default=None, help="Name of the table.  [default: streamflow_outbox]")
+def postgres_schema(table: str | None) -> None:
+    """Print the statements that create the table from which postgres triggers read, for PostgreSQL 14 or newer.
+
+    What is there already stays.
+
+    \b
+    Example:
+      streamflow trigger postgres-schema | psql shop
+    """
+    from streamflow.triggers.postgres_outbox import TABLE, ddl
+
+    click.echo(ddl(table or TABLE), nl=False)
+
+
+def _address(listen: str) -> tuple[str, int]:
+    """Host and port. Raises `UsageError`."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"--listen is HOST:PORT, as 127.0.0.1:8080, got {listen!r}")
+    return host.strip("[]"), int(port)
+
+
+def _serve(redis: str | None, namespace: str | None, serve: Any, *, waits: bool = False) -> None:
+    """Until a signal. `waits`: for a namespace that is not there yet."""
     import anyio
 
     from streamflow.client.client import connect
@@ -153,7 +212,8 @@ def _serve(redis: str | None, namespace: str | None, serve: Any) -> None:
 
     async def service() -> None:
         async with connect(settings.redis, namespace=settings.namespace) as client:
-            await client.read_namespace()
+            if not waits:
+                await client.read_namespace()
             refused: StreamflowError | None = None  # out of the group, whose errors have no words for who reads them
             async with anyio.create_task_group() as tasks:
 
