@@ -164,6 +164,8 @@ class NamespaceKeys:
         """Hash: trigger and digest of a delivery that could not be processed -> the delivery and why, MessagePack."""
         self.files = f"{self.prefix}files"
         """Hash: `<trigger>/<path>` of each file that was delivered -> its size and time of change."""
+        self.triggers = f"{self.prefix}triggers"
+        """Hash: process that serves triggers -> which, and what is wrong, MessagePack (`triggers/reports.py`)."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self.app_views = f"{self.prefix}app-views"

@@ -135,6 +135,7 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
         keys.consumers("*"),
         keys.undelivered,
         keys.files,
+        keys.triggers,
         *_of_all_shards(
             keys,
             lambda shard: [
@@ -290,7 +291,7 @@ ACCESS: dict[Role, Access] = {
             **dict.fromkeys(
                 ("claim_position", "acknowledge_events", "heartbeat", "read_stream"), "it subscribes to events"
             ),
-            "store_records": "a trigger keeps what it could not process, or notes files",
+            "store_records": "a trigger keeps what it could not process, notes files, or reports",
             **dict.fromkeys(_OF_TRIGGERS, "the same"),
         },
     ),

@@ -60,6 +60,7 @@ class Completion(PulledSource):
         group = f"trigger:{receiver.trigger.name}"
         subscription = receiver.client.events(group, workflows=[self.workflow], kinds=[RunCompleted], from_=self._from)
         await subscription.__aenter__()
+        receiver.problem = ""
         try:
             async with aclosing(subscription.batches(max_events=BATCH, max_wait=MAX_WAIT)) as batches:
                 async for batch in batches:

@@ -98,6 +98,7 @@ class Files(PulledSource):
                 while True:
                     changed = anyio.Event()
                     seen = await anyio.to_thread.run_sync(self._look, seen)
+                    receiver.problem = ""
                     await self._remove_gone(receiver, seen, done)
                     unsettled = await self._deliver(receiver, seen, done)
                     with anyio.move_on_after(max(self._settle, LEAST_SECONDS) if unsettled else LOOK_SECONDS):

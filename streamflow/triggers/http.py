@@ -117,6 +117,10 @@ class Webhooks:
             self._receivers[source.path] = source, Receiver(client, trigger)
 
     @property
+    def receivers(self) -> list[Receiver]:
+        return [receiver for _, receiver in self._receivers.values()]
+
+    @property
     def paths(self) -> list[str]:
         return list(self._receivers)
 

@@ -61,6 +61,7 @@ class Kafka(PulledSource):
         async with open_topic(self.topic, group, self._brokers, self._properties) as topic:
             while True:
                 records = await topic.read()
+                receiver.problem = ""
                 if records:
                     await self._process_all(topic, receiver, records)
 

@@ -74,6 +74,7 @@ class Postgres(PulledSource):
                     f"there is no table {self.table}: create it with what `streamflow trigger postgres-schema` prints"
                 )
             await listen(connection, self.channel)
+            receiver.problem = ""
             while True:
                 taken, left = await self._process_some(receiver, connection)
                 if left:

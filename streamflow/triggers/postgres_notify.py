@@ -45,8 +45,10 @@ class PostgresNotify(PulledSource):
         who = f"{receiver.client.namespace}\n{receiver.trigger.name}"
         number = int.from_bytes(hashlib.sha256(who.encode()).digest()[:4], signed=True)
         async with open_connection(self._url) as connection:
+            receiver.problem = ""
             await _until_it_is_mine(connection, number)
             await listen(connection, self.channel)
+            receiver.problem = ""
             async with aclosing(connection.notifies()) as notifications:
                 async for notification in notifications:
                     await self._process(receiver, notification.payload.encode())

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import anyio
 
 from streamflow.errors import StoreError, StreamflowError, UsageError
+from streamflow.text import recordable
 from streamflow.triggers.quarantine import MOST_BYTES
 from streamflow.triggers.receiver import Hung, Receiver
 from streamflow.workflow.trigger import Source
@@ -43,7 +44,7 @@ class PulledSource(Source):
     @abc.abstractmethod
     async def serve(self, receiver: Receiver) -> None:
         """Receive until cancelled; acknowledge what `receiver.receive` has returned for. Raises whatever fails: it is
-        begun again then, and must find what it had not acknowledged."""
+        begun again then, and must find what it had not acknowledged. Empties `receiver.problem` when it can read."""
 
 
 async def keep_serving(source: PulledSource, receiver: Receiver) -> None:
@@ -59,11 +60,11 @@ async def keep_serving(source: PulledSource, receiver: Receiver) -> None:
         except Exception as error:
             if time.monotonic() - began > 2 * LONGEST_PAUSE:
                 pause, failing = FIRST_PAUSE, False
+            cause = _first(error)
+            kind = "" if isinstance(cause, StreamflowError) else f"{type(cause).__name__}: "
             if not failing:
-                cause = _first(error)
-                kind = "" if isinstance(cause, StreamflowError) else f"{type(cause).__name__}: "
                 _log.warning("trigger %s receives nothing, will retry: %s%s", name, kind, cause)
-            failing = True
+            failing, receiver.problem = True, recordable(f"{kind}{cause}", 500)
         await anyio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -121,6 +121,13 @@ class Receiver:
     def __init__(self, client: Client, trigger: Trigger[Any]) -> None:
         self.client = client
         self.trigger = trigger
+        self.received = 0
+        """Deliveries that were stored or quarantined."""
+        self.quarantined = 0
+        self.last = 0
+        """When the last one was (ms since the epoch)."""
+        self.problem = ""
+        """Why nothing is received now, or can be stored."""
         self._mapper = Mapper(trigger)
         self._quarantine = DeliveryQuarantine(client)
 
@@ -131,23 +138,37 @@ class Receiver:
         Raises `StoreError` and `Hung` when it has to come again.
         """
         try:
-            return Outcome(await self.process(received))
-        except (StoreError, Hung):
+            outcome = Outcome(await self.process(received))
+        except (StoreError, Hung) as error:
+            self.problem = str(error)
             raise
         except Exception as error:  # of any kind: the delivery is to blame, or the function, and the next one may do
             return await self.set_aside(received, f"{type(error).__name__}: {error}", keep=keep)
+        self._count()
+        return outcome
 
     async def set_aside(self, received: Received, reason: str, *, keep: bool = True) -> Outcome:
         """Quarantine a delivery that can't be processed (`keep`; else only refuse it). Raises `StoreError`."""
         reason = recordable(reason, REASON_BYTES)
         # Not the reason, which may have a part of the body.
-        quarantined = await self._quarantine.put(self.trigger.name, received, reason) if keep else ""
+        try:
+            quarantined = await self._quarantine.put(self.trigger.name, received, reason) if keep else ""
+        except StoreError as error:
+            self.problem = str(error)
+            raise
         _log.error(
             "a delivery to trigger %s could not be processed and %s",
             self.trigger.name,
             f"is in the quarantine: streamflow trigger quarantine show {quarantined}" if keep else "was refused",
         )
+        self.quarantined += keep
+        self._count()
         return Outcome([], quarantined, reason)
+
+    def _count(self) -> None:
+        self.received += 1
+        self.last = time.time_ns() // 1_000_000
+        self.problem = ""
 
     async def set_aside_long(self, delivery_id: str, beginning: bytes, size: int, most: int, where: str) -> Outcome:
         """Quarantine the beginning of a delivery that is longer than it may be. `where`: where the whole is. Raises

@@ -67,6 +67,7 @@ class RedisList(PulledSource):
         ) as source:
             while True:
                 elements = await source.take()
+                receiver.problem = ""
                 if elements:
                     await self._process_all(source, receiver, elements)
                 else:

@@ -18,6 +18,7 @@ from streamflow.errors import NamespaceMissing, StoreUnavailable, UsageError
 from streamflow.triggers.http import Webhook, Webhooks
 from streamflow.triggers.pulled import FIRST_PAUSE, LONGEST_PAUSE, PulledSource, keep_serving
 from streamflow.triggers.receiver import Receiver
+from streamflow.triggers.reports import reporting
 from streamflow.workflow.app import App
 from streamflow.workflow.trigger import Trigger
 
@@ -41,11 +42,15 @@ def chosen(app: App, names: Collection[str]) -> list[Trigger[Any]]:
 
 async def serve_pulled(client: Client, triggers: Collection[Trigger[Any]]) -> None:
     """Serve those that are read from, until cancelled."""
-    async with anyio.create_task_group() as tasks:
-        for trigger in triggers:
-            if isinstance(trigger.source, PulledSource):
-                tasks.start_soon(keep_serving, trigger.source, Receiver(client, trigger))
-                _log.info("trigger %s receives from %s", trigger.name, trigger.source.about)
+    served = [
+        (trigger.source, Receiver(client, trigger)) for trigger in triggers if isinstance(trigger.source, PulledSource)
+    ]
+    if not served:
+        return
+    async with reporting(client, [receiver for _, receiver in served]), anyio.create_task_group() as tasks:
+        for source, receiver in served:
+            tasks.start_soon(keep_serving, source, receiver)
+            _log.info("trigger %s receives from %s", receiver.trigger.name, source.about)
 
 
 async def serve_all(app: App, client: Client, host: str, port: int) -> None:
@@ -145,10 +150,11 @@ async def serve_http(app: App, client: Client, host: str, port: int, names: Coll
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stop_when_cancelled)
         with anyio.CancelScope(shield=True):
-            try:
-                await server.serve()
-            except SystemExit:
-                listened = False
+            async with reporting(client, webhooks.receivers):
+                try:
+                    await server.serve()
+                except SystemExit:
+                    listened = False
         tasks.cancel_scope.cancel()
     if not listened:  # not in the group, which would wrap it
         raise UsageError(f"could not listen on {host}:{port}: is it in use?")

@@ -59,7 +59,7 @@ class Stream(PulledSource):
         url = self._url.read() if isinstance(self._url, Secret) else self._url or receiver.client.store.url
         consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         async with open_stream(url, self.key, self._group or receiver.trigger.name, consumer) as stream:
-            look = 0.0
+            look, receiver.problem = 0.0, ""
             while True:
                 entries: list[Entry] = []
                 if time.monotonic() >= look:

@@ -180,6 +180,7 @@ def _permanent() -> re.Pattern[str]:
         keys.queues,
         keys.undelivered,
         keys.files,
+        keys.triggers,
         keys.app_views,
         keys.app_view_heads,
         keys.suspects(a_name),

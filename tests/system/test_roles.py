@@ -303,6 +303,7 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
         return await site.run(Role.CLIENT, *words)
 
     await run("trigger", "quarantine", "list")
+    await run("trigger", "status")
     await client.store.one(Call.plain("HSCAN", client.keys.files, 0))  # as a trigger of files does first
     await run("enqueue", "large", "--id", "signalled", "--signal", "more", "--value", "1", "--wait")
     await run("enqueue", "flow", "--id", "one", "--input", "3")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import signal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,7 @@ from streamflow.errors import StreamflowError, UsageError
 if TYPE_CHECKING:
     from streamflow.client.client import Client
     from streamflow.triggers.quarantine import DeliveryQuarantine, UndoneDelivery
+    from streamflow.triggers.reports import ServedHere
     from streamflow.workflow.app import App
 
 _LATE = ("streamflow.triggers.serving",)
@@ -174,6 +176,64 @@ def serve_all(
         await serve_all(app, client, host, port)
 
     _serve(redis, namespace, serve, waits=True)
+
+
+@trigger.command("status")
+@server_options
+@json_option
+def show_status(redis: str | None, namespace: str | None, as_json: bool) -> int:
+    """Show which processes serve which triggers, and what is wrong.
+
+    One line for each trigger and process; the exit code is 1 if one has a problem, such as a source that can't be
+    reached. What is mounted in an application of yours does not report.
+
+    \b
+    Example:
+      streamflow trigger status
+    """
+
+    async def fetch() -> list[ServedHere]:
+        from streamflow.triggers.reports import read_reports
+
+        async with open_client(redis, namespace) as client:
+            return await read_reports(client)
+
+    rows = run_async(fetch)
+    if as_json:
+        print_json([_row(row) for row in rows])
+    else:
+        _print_rows(rows)
+    return 1 if any(row.problem for row in rows) else 0
+
+
+def _row(row: ServedHere) -> dict[str, Any]:
+    served = row.served
+    return {
+        "trigger": served.name,
+        "kind": served.kind,
+        "source": served.source,
+        "host": row.host,
+        "pid": row.pid,
+        "reported_s_ago": row.age,
+        "received": served.received,
+        "quarantined": served.quarantined,
+        "last": datetime.fromtimestamp(served.last / 1000, UTC).isoformat() if served.last else None,
+        "problem": row.problem or None,
+    }
+
+
+def _print_rows(rows: list[ServedHere]) -> None:
+    from streamflow.screen.sanitize import safe
+
+    if not rows:
+        click.echo("no process serves triggers", err=True)
+    width = max((len(row.served.name) for row in rows), default=0)
+    for row in rows:
+        served = row.served
+        count = f"{served.received:,} received" + (f", {served.quarantined:,} quarantined" * bool(served.quarantined))
+        state = f"PROBLEM: {row.problem}" if row.problem else "ok"
+        text = f"{served.name:<{width}}  {row.host}-{row.pid}  {served.source}  {count}  {state}"
+        click.echo(safe(text, 1000))
 
 
 @trigger.command("postgres-schema")
