@@ -18,6 +18,7 @@ PARTS = (
     ("process", "Of every daemon and worker"),
     ("daemon", "Of a daemon"),
     ("worker", "Of a worker"),
+    ("sink", "Of a sink"),
     ("namespace", "Of the namespace, the same at each daemon"),
 )
 

@@ -32,6 +32,7 @@ from streamflow.errors import GroupRemoved, StoreError, StoreUnavailable, UsageE
 from streamflow.model.sharding import winner_of
 from streamflow.store.connection import Call, OtherHistory, Store
 from streamflow.store.kernel import Acknowledged, Claimed, Heartbeats, Kernel, Missed, Reply, position_words
+from streamflow.text import recordable
 from streamflow.wire import stream_order
 
 _log = logging.getLogger("streamflow.groups")
@@ -48,6 +49,8 @@ FLUSH_EVERY = 0.1
 """Seconds after which what was acknowledged is sent: no more than that is delivered again after a death."""
 CHUNK = 64
 """Shards in one pipeline."""
+MAX_TROUBLE = 300
+"""Characters."""
 
 
 class Held:
@@ -93,6 +96,8 @@ class Consumer:
         self.held: dict[int, Held] = {}
         self.working: set[int] = set()
         """Shards of which the subscriber has something in hand: they are given up when that is done."""
+        self.trouble = ""
+        """Why the subscriber doesn't go on, for who looks at the group: it goes with each heartbeat."""
         self.dead_after = dead_after
         self.confirmed = time.monotonic()
         """When the last heartbeat was sent that the server has confirmed (monotonic s)."""
@@ -171,6 +176,7 @@ class Consumer:
             beat = self._beat
             beat.number += 1
             beat.shards = len(self.held)
+            beat.trouble = recordable(self.trouble, MAX_TROUBLE)
             raw = msgspec.json.encode(beat)
             dead = [
                 (name, seen.raw)

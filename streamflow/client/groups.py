@@ -44,7 +44,8 @@ class GroupNote(msgspec.Struct, frozen=True):
 
 
 class Beat(msgspec.Struct, kw_only=True):
-    """A heartbeat of a consumer. `dead_after`: seconds without another one; `leaving`: it gives up its shards."""
+    """A heartbeat of a consumer. `dead_after`: seconds without another one; `leaving`: it gives up its shards;
+    `trouble`: why it doesn't go on, as it says itself."""
 
     number: int = 0
     since: int = 0
@@ -53,6 +54,7 @@ class Beat(msgspec.Struct, kw_only=True):
     dead_after: float = 10.0
     leaving: bool = False
     shards: int = 0
+    trouble: str = ""
 
 
 class GroupShard(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +70,8 @@ class GroupShard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupConsumer(msgspec.Struct, frozen=True, kw_only=True):
-    """A consumer that sends heartbeats. `shards`: how many it reads."""
+    """A consumer that sends heartbeats. `shards`: how many it reads; `trouble`: why it doesn't go on, as it says
+    itself (`Subscription.trouble`); empty if it says nothing."""
 
     id: str
     host: str
@@ -76,6 +79,7 @@ class GroupConsumer(msgspec.Struct, frozen=True, kw_only=True):
     since: datetime
     shards: int
     leaving: bool
+    trouble: str = ""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +268,7 @@ def _consumer(member: str, data: bytes) -> GroupConsumer:
         since=instant(beat.since),
         shards=beat.shards,
         leaving=beat.leaving,
+        trouble=beat.trouble,
     )
 
 

@@ -154,6 +154,17 @@ class Subscription:
         """The shards that this consumer reads now."""
         return [] if self._loops is None else sorted(self._consumer.held)
 
+    @property
+    def trouble(self) -> str:
+        """Why the subscriber doesn't go on, for who looks at its group: `streamflow groups show`, the status. Set it to
+        a sentence, and to "" when it is over; it is sent with the next heartbeat."""
+        return "" if self._loops is None else self._consumer.trouble
+
+    @trouble.setter
+    def trouble(self, text: str) -> None:
+        if self._loops is not None:
+            self._consumer.trouble = text
+
     async def __aenter__(self) -> Subscription:
         """When this returns, the group exists, and has a position in every shard. Raises `StoreError`,
         `NamespaceMissing`."""

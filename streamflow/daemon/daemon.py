@@ -322,7 +322,9 @@ class Daemon:
         counted = DaemonFigures(self.owner, self.relay)
         self.owner.on_committed = counted.committed
         lag = LoopLag(counted.look)
-        facts = DaemonMetrics(context, self.owner, self.membership, self.executor, self.loops, counted, lag)
+        facts = DaemonMetrics(
+            context, self.owner, self.membership, self.executor, self.loops, counted, lag, self.rollup
+        )
         pages.part = Part(health.now, facts.unready, facts.add_figures, facts.close)
         return lag
 

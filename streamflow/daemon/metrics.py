@@ -13,6 +13,7 @@ from streamflow.daemon.figures import DaemonFigures
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.namespace_figures import NamespaceFigures
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.rollup import Rollup
 from streamflow.http import catalog
 from streamflow.http.figures import Figures
 from streamflow.http.loop_lag import LoopLag
@@ -35,6 +36,7 @@ class DaemonMetrics:
         loops: Supervisor,
         counted: DaemonFigures,
         lag: LoopLag,
+        rollup: Rollup,
     ) -> None:
         self._settings: Settings = context.settings
         self._store = context.store
@@ -51,6 +53,7 @@ class DaemonMetrics:
             context.namespace.shards,
             context.app,
             context.clock,
+            lambda: rollup.leading,
         )
 
     def unready(self) -> list[str]:

@@ -8,7 +8,7 @@ again for `KEPT` seconds: a scraper every second, or ten of them, cost as much a
 
     first pipeline     TIME, INFO, members, names of queues, views; of each shard its holder, of each own shard also its
     to each server     inbox and what is due first
-    the others         what is in the queues, if there are any
+    the others         what is in the queues, if there are any; at the daemon that leads, how far groups are behind
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import anyio
 import msgspec
 
 from streamflow.daemon.clock import DaemonClock
+from streamflow.daemon.group_figures import GroupFigures
 from streamflow.errors import StoreError
 from streamflow.http import catalog
 from streamflow.http.figures import Figures, Names
@@ -101,8 +102,18 @@ _decode_latest = msgspec.json.Decoder(_View[_Latest]).decode
 class NamespaceFigures:
     """Used in one thread and event loop."""
 
-    def __init__(self, url: str, keys: NamespaceKeys, shards: int, app: App, clock: DaemonClock) -> None:
+    def __init__(
+        self,
+        url: str,
+        keys: NamespaceKeys,
+        shards: int,
+        app: App,
+        clock: DaemonClock,
+        leads: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`leads`: whether this daemon says what each shard has to be asked for, however many daemons there are."""
         self._url = url
+        self._leads = leads
         self._keys = keys
         self._shards = shards
         self._kernel = Kernel(keys)
@@ -112,6 +123,7 @@ class NamespaceFigures:
         self._workflows = Names(app.workflows)
         self._steps = Names(app.steps)
         self._queues = Names(app.queues)
+        self._groups = GroupFigures(self._kernel, shards, PATIENCE)
         self._no_runs = {name: _Counts() for name in app.workflows}
         self._no_steps = {name: _Durations() for name in app.steps}
         self._store: Store | None = None
@@ -165,7 +177,11 @@ class NamespaceFigures:
         ]
         if self._app_views:
             calls.append((keys.app_view_heads, Call.plain("HGETALL", keys.app_view_heads)))
+        leads = self._leads() and self._shards <= MAX_SHARDS_READ
+        if leads:
+            calls.append((keys.groups, Call.plain("HGETALL", keys.groups)))
         clock, members, queues, pauses, views, *rest = await send_to_each(self._store, calls, PATIENCE)
+        groups: Any = rest.pop() if leads else {}
         heads: Any = rest.pop() if self._app_views else {}
         if isinstance(clock, StoreError):
             raise clock
@@ -192,6 +208,8 @@ class NamespaceFigures:
             self._put_own(figures, now, rest[: len(own)], rest[len(own) :])
         if not isinstance(queues, StoreError):
             await self._put_queues(figures, now, [name.decode(errors="replace") for name in queues])
+        if not isinstance(groups, StoreError):
+            await self._groups.put(figures, self._store, groups, now)
         return figures
 
     def _put_own(self, figures: Figures, now: int, inboxes: Sequence[Any], due: Sequence[Any]) -> None:

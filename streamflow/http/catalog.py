@@ -6,8 +6,8 @@ Must not: know where a value comes from. Called by: `figures.py`, `exposition.py
 Names follow Prometheus' rules: base units, `_total` for what only grows. What begins with `streamflow_namespace_` or
 `streamflow_server_` is about all of the namespace, and each daemon says the same of it: take the maximum. Everything
 else is about one process: add it up. No label has values without bound: names of workflows, steps and queues are those
-of the app, and some more; the others are `other`. Ids, tenants and error messages are in no label, but
-what an app's own views have in their keys is: of the five largest.
+of the app, and some more; the others are `other`, as are groups of subscribers beyond the first fifty. Ids, tenants and
+error messages are in no label, but what an app's own views have in their keys is: of the five largest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Literal
 import msgspec
 
 Kind = Literal["gauge", "counter", "histogram"]
-Whose = Literal["process", "daemon", "worker", "namespace"]
-"""Daemons and workers have it; daemons; workers; each daemon says the same."""
+Whose = Literal["process", "daemon", "worker", "sink", "namespace"]
+"""Daemons and workers have it; daemons; workers; sinks; each daemon says the same."""
 
 COMMON = "sf_namespace"
 """The label that every metric has: streamflow's namespace. (`namespace` is a label of Kubernetes.)"""
@@ -196,6 +196,51 @@ CLAIMS_EXPIRED = Metric(
     "streamflow_claims_expired_total", "counter", "worker", "Claims of dead workers that this one has reported as lost."
 )
 
+# --- a sink -----------------------------------------------------------------------------------------------------------
+
+SINK_EVENTS = Metric(
+    "streamflow_sink_events_total", "counter", "sink", "Events that this process has written.", ("sink", "group")
+)
+SINK_BATCHES = Metric(
+    "streamflow_sink_batches_total", "counter", "sink", "Batches that this process has written.", ("sink", "group")
+)
+SINK_RETRIES = Metric(
+    "streamflow_sink_retries_total", "counter", "sink", "Writes that have failed and were tried again.",
+    ("sink", "group"),
+)  # fmt: skip
+SINK_TARGET_DOWN = Metric(
+    "streamflow_sink_target_down", "gauge", "sink", "1 while something is wrong with the target; /health says what.",
+    ("sink", "group"),
+)  # fmt: skip
+SINK_WRITING = Metric(
+    "streamflow_sink_writing_seconds",
+    "gauge",
+    "sink",
+    "For how long the batch that is under way has not been written, retries included; 0 if none is.",
+    ("sink", "group"),
+)
+SINK_WRITE_AGE = Metric(
+    "streamflow_sink_last_write_age_seconds",
+    "gauge",
+    "sink",
+    "Time since a batch was written; not there before the first one.",
+    ("sink", "group"),
+)
+SINK_DEAD_LETTERS = Metric(
+    "streamflow_sink_dead_letters_total",
+    "counter",
+    "sink",
+    "Events that the receiver has refused to the end, of sinks that have such.",
+    ("sink", "group"),
+)
+SINK_OTHERS = Metric(
+    "streamflow_sink_others_total",
+    "counter",
+    "sink",
+    "What the sink counts itself besides, such as the requests of a webhook.",
+    ("sink", "group", "figure"),
+)
+
 # --- the namespace ----------------------------------------------------------------------------------------------------
 
 RUNS_OPEN = Metric(
@@ -292,6 +337,37 @@ VIEW_VALUE = Metric(
 )
 VIEW_EVENTS = Metric(
     "streamflow_namespace_view_events", "gauge", "namespace", "Events that a view of the app has counted.", ("view",)
+)
+GROUP_CONSUMERS = Metric(
+    "streamflow_namespace_group_consumers", "gauge", "namespace", "Consumers of a group of subscribers.", ("group",)
+)
+GROUP_LAG_ENTRIES = Metric(
+    "streamflow_namespace_group_lag_entries",
+    "gauge",
+    "namespace",
+    "Log entries (commits) that the group has not acknowledged.",
+    ("group",),
+)
+GROUP_LAG = Metric(
+    "streamflow_namespace_group_lag_seconds",
+    "gauge",
+    "namespace",
+    "Age of the oldest entry that the group has not acknowledged; 0 if none waits.",
+    ("group",),
+)
+GROUP_LAG_BYTES = Metric(
+    "streamflow_namespace_group_lag_bytes",
+    "gauge",
+    "namespace",
+    "Memory that these entries take, about: by the average of all that are in the log of their shard.",
+    ("group",),
+)
+GROUP_LOST = Metric(
+    "streamflow_namespace_group_lost_entries",
+    "gauge",
+    "namespace",
+    "Log entries that were trimmed before the group had acknowledged them, since it began or was reset last.",
+    ("group",),
 )
 QUEUES = Metric("streamflow_namespace_queues", "gauge", "namespace", "Queues that are registered.")
 DAEMONS = Metric("streamflow_namespace_daemons", "gauge", "namespace", "Daemons that are members.")

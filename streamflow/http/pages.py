@@ -1,7 +1,7 @@
-"""What a daemon or worker answers at /health, /ready and /metrics.
+"""What a daemon, worker or sink answers at /health, /ready and /metrics.
 
 Owns: status codes, the form of the answers, and that an answer to /metrics is used again for a second, however many
-scrapers ask. Must not: judge or measure (daemon and worker do). Called by: `server.py`, in its thread.
+scrapers ask. Must not: judge or measure (they do). Called by: `server.py`, in its thread.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MOST_TEXTS = 8
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What a daemon or worker says of itself. All of it is called in the server's thread, while the event loop of the
-    daemon or worker may be blocked."""
+    """What a daemon, worker or sink says of itself. All of it is called in the server's thread, while the event loop of
+    the process may be blocked."""
 
     health: Callable[[], Health]
     unready: Callable[[], list[str]]
@@ -48,7 +48,7 @@ class Part(msgspec.Struct, frozen=True):
 class Pages:
     """`kind` and `name` are those of a process that has not come as far as to have a `part`."""
 
-    def __init__(self, kind: Literal["daemon", "worker"], name: str, namespace: str) -> None:
+    def __init__(self, kind: Literal["daemon", "worker", "sink"], name: str, namespace: str) -> None:
         self.part: Part | None = None
         self._starting = Health(kind=kind, name=name, namespace=namespace, pid=os.getpid(), at=0.0, warnings=[STARTING])
         self._namespace = namespace

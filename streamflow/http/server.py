@@ -1,7 +1,7 @@
-"""The HTTP server of a daemon or worker: a thread with an event loop of its own, which user code can't block.
+"""The HTTP server of a daemon, worker or sink: a thread with an event loop of its own, which user code can't block.
 
 Owns: its sockets and thread, and the limits of what a client may cost. Must not: know what a page says, touch what
-belongs to the event loop of the daemon or worker. Called by: daemon and worker (start and stop it).
+belongs to the event loop of the process. Called by: daemon, worker and the command `sink` (start and stop it).
 
 Everybody who reaches the port may send anything. So there is one request per connection, with a small head and no body.
 A connection that doesn't bring its request soon is closed, and so is the oldest of them when there are too many: a
@@ -198,7 +198,7 @@ def _listen(address: str) -> list[socket.socket]:
         for listening in sockets:
             listening.close()
         raise UsageError(
-            f"can't listen at {address} (--http): {error.strerror or error}. Each daemon and worker of a machine needs "
-            "a port of its own; nothing was started"
+            f"can't listen at {address} (--http): {error.strerror or error}. Each daemon, worker and sink of a "
+            "machine needs a port of its own; nothing was started"
         ) from None
     return sockets

@@ -42,6 +42,9 @@ def group_lines(group: Group, now_ms: int) -> Iterator[tuple[str, str]]:
     yield "lag", f"{group.waiting:,} log entries" + (f", {age(group.oldest, now_ms)}" if group.oldest else "")
     if group.lost and group.lost_at is not None:
         yield "lost", f"{group.lost:,} log entries that were trimmed, the last {age(group.lost_at, now_ms)} ago"
+    for one in group.consumers:
+        if one.trouble:
+            yield "trouble", safe(f"{one.id}: {one.trouble}", limit=500)
 
 
 def consumers_table(group: Group, now_ms: int) -> Table:

@@ -32,6 +32,10 @@ LONGEST_PAUSE = 30.0
 """Seconds between two tries of a batch; the pause doubles."""
 REPORT_SECONDS = 60.0
 """How often it is logged what was taken, and what takes long."""
+LOOK_SECONDS = 1.0
+"""How often it is looked whether something is wrong, for who looks at the group."""
+SLOW_SECONDS = 60.0
+"""For which one call of `write` may take until that counts as something wrong."""
 CLOSE_SECONDS = 5.0
 LAG_SECONDS = 0.2
 """How often `once` looks whether the group has caught up."""
@@ -92,9 +96,30 @@ class SinkRunner:
         self._waiting = anyio.CancelScope()
         self._is_open = False
         self._began = 0.0
-        self._writing_since = 0.0
+        self._writing_since = self._called_at = 0.0
+        """When the batch under way was taken, and `write` called for it (monotonic s); 0 while none is."""
+        self.written_at = 0.0
+        """When a batch was written last (monotonic s); 0 before the first one."""
+        self.is_serving = False
+        """Whether it takes events: the server has answered, and there is a group."""
+        self._subscription: Any = None
         self._trouble = Trouble(_log, f"sink {type_name(sink).lower()}")
         self.figures = Figures(type_name(sink).lower(), group)
+
+    @property
+    def failures(self) -> int:
+        """Tries that failed and were repeated."""
+        return self._trouble.count
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    @property
+    def writing_seconds(self) -> float:
+        """For how long the batch under way has not been written; 0 if none is."""
+        since = self._writing_since
+        return time.monotonic() - since if since else 0.0
 
     def stop(self) -> None:
         """Ends `run()`: at once if it waits for events or for a target that is down, else when the batch is written."""
@@ -104,7 +129,17 @@ class SinkRunner:
     @property
     def problem(self) -> str:
         """What is wrong with the target, or with reading events, now; empty if nothing is."""
-        return self._trouble.says or self._sink.problem
+        return self._trouble.says or self._sink.problem or self.hangs
+
+    @property
+    def hangs(self) -> str:
+        """What there is to say of a call of `write` that takes long; empty if none does. Also while it blocks the event
+        loop: runs no code of the sink."""
+        called = self._called_at
+        ms = (time.monotonic() - called) * 1000 if called else 0.0
+        if ms <= SLOW_SECONDS * 1000:
+            return ""
+        return f"write() has not returned for {duration(ms)}: until it does, or this process ends, its shard waits"
 
     async def run(self) -> Figures:
         """Raises `Gone` when the target wants no more, `UsageError` for a sink that can't be used as it is set up, and
@@ -113,6 +148,7 @@ class SinkRunner:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._report)
+                tasks.start_soon(self._tell)
                 try:
                     await self._serve()
                 finally:
@@ -145,6 +181,8 @@ class SinkRunner:
                 with self._interruptible():
                     await anyio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
+            finally:
+                self.is_serving = False
 
     async def _take_batches(self) -> None:
         sink = self._sink
@@ -152,6 +190,7 @@ class SinkRunner:
         async with self._client.events(**self._filters) as subscription, anyio.create_task_group() as tasks:
             if self._once and isinstance(self._client, Client):  # batches of a sandbox end by themselves
                 tasks.start_soon(self._stop_when_caught_up, self._client)
+            self._subscription, self.is_serving = subscription, True
             async with contextlib.aclosing(subscription.batches(sink.max_events, max_wait)) as batches:
                 while (batch := await self._next(batches)) is not None:
                     if not await self._write(batch):
@@ -186,6 +225,7 @@ class SinkRunner:
             try:
                 if not self._is_open:
                     await self._open()
+                self._called_at = time.monotonic()
                 await self._sink.write(batch)
                 break
             except (Gone, UsageError):
@@ -194,13 +234,15 @@ class SinkRunner:
                 await self._failed(error)
                 if time.monotonic() - self._writing_since > self._patience:
                     raise TargetError(self._trouble.says) from error
+            finally:
+                self._called_at = 0.0
             with self._interruptible():
                 await anyio.sleep(pause)
             if self._stopping.is_set():
                 return False
             pause = min(pause * 2, LONGEST_PAUSE)
         self._trouble.over()
-        self._writing_since = 0.0
+        self._writing_since, self.written_at = 0.0, time.monotonic()
         self.figures.batches += 1
         self.figures.events += len(batch.events)
         self.figures.seconds = time.monotonic() - self._began
@@ -250,8 +292,17 @@ class SinkRunner:
                 events = self.figures.events
             elif self._writing_since:
                 ms = (time.monotonic() - self._writing_since) * 1000
-                reason = f": {self._trouble.says}" if self._trouble.says else ""
+                problem = self.problem
+                reason = f": {problem}" if problem else ""
                 _log.warning("a batch has not been written for %s%s", duration(ms), reason)
+
+    async def _tell(self) -> None:
+        """Who looks at the group sees what is wrong, wherever that is."""
+        while True:
+            await anyio.sleep(LOOK_SECONDS)
+            self._note_figures()
+            if self._subscription is not None:
+                self._subscription.trouble = self.figures.problem
 
     def _note_figures(self) -> None:
         self.figures.failures = self._trouble.count

@@ -416,6 +416,7 @@ def _group(group: Group, now_ms: int) -> SubscriberGroup:
         lost=group.lost,
         lost_ms=None if group.lost_at is None else max(0, now_ms - round(group.lost_at.timestamp() * 1000)),
         consumers=len(group.consumers),
+        trouble=next((one.trouble for one in group.consumers if one.trouble), ""),
     )
 
 

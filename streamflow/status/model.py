@@ -75,7 +75,8 @@ class Queue(msgspec.Struct, kw_only=True):
 
 class SubscriberGroup(msgspec.Struct, kw_only=True):
     """A group of subscribers. `waiting`: log entries that it has not acknowledged; `behind_ms`: the age of the first of
-    them. `lost`: entries that were trimmed before that; `lost_ms`: how long ago the last time, None for never."""
+    them. `lost`: entries that were trimmed before that; `lost_ms`: how long ago the last time, None for never.
+    `trouble`: why one of its consumers doesn't go on, in its own words; may be empty."""
 
     name: str
     waiting: int = 0
@@ -83,6 +84,7 @@ class SubscriberGroup(msgspec.Struct, kw_only=True):
     lost: int = 0
     lost_ms: int | None = None
     consumers: int = 0
+    trouble: str = ""
 
 
 class SilentStep(msgspec.Struct, kw_only=True):

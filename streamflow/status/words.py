@@ -107,6 +107,10 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     if lost := [group for group in status.groups if group.lost_ms is not None and group.lost_ms < LOST_MS]:
         text = f"group {_first_of(group.name for group in lost)} lost events"
         found.add("warning", "group_lost", text, f"streamflow groups show {shlex.quote(min(one.name for one in lost))}")
+    if held_up := [one for one in status.groups if one.trouble]:
+        text = f"group {_first_of(one.name for one in held_up)} is held up: {held_up[0].trouble}"
+        command = f"streamflow groups show {shlex.quote(held_up[0].name)}"
+        found.add("warning", "group_held_up", text, command)
     if unread := [one for one in status.groups if not one.consumers and one.behind_ms > UNREAD_MS]:
         text = f"nobody reads group {_first_of(one.name for one in unread)}"
         command = f"streamflow groups show {shlex.quote(min(one.name for one in unread))}"

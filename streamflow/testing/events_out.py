@@ -69,6 +69,8 @@ class SandboxSubscription:
         from_: From,
     ) -> None:
         self.group = check_name("group", group)
+        self.trouble = ""
+        """As `Subscription.trouble`; nobody reads it."""
         self._log = log
         self._settle = settle
         self._filter = Filter(workflows, kinds)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.support.kafka import consume, mock_brokers
 from tests.support.postgres import PostgresServer, postgres_of_this_process
 from tests.support.receiver import Receiver
 from tests.support.serving import running_daemon
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -185,6 +188,36 @@ async def test_a_signal_ends_a_sink_when_its_batch_is_written(
     assert (figures["sink"], figures["group"], figures["events"], figures["failures"]) == ("jsonl", "jsonl", EVENTS, 0)
     again, _ = await ended(sink(embedded_server, namespace, "jsonl", str(path), "--json", "--once"))
     assert json.loads(again)["events"] == 0
+
+
+async def test_with_http_a_sink_answers_probes_and_prometheus(
+    events: list[str], embedded_server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "events.jsonl"
+    process = sink(embedded_server, namespace, "jsonl", str(path), "--http", "127.0.0.1:0", "--log-format", "json")
+    assert process.stderr is not None
+    try:
+        line = await anyio.to_thread.run_sync(process.stderr.readline)
+        [url] = re.findall(r"http://127.0.0.1:[0-9]+", line)
+
+        async def fetch(page: str) -> str:
+            def get() -> str:
+                with urllib.request.urlopen(f"{url}/{page}", timeout=SECONDS) as response:
+                    return response.read().decode()
+
+            return await anyio.to_thread.run_sync(get)
+
+        async def has_written_all() -> bool:
+            written = re.search(r"^streamflow_sink_events_total{.*} (.*)$", await fetch("metrics"), re.MULTILINE)
+            return written is not None and float(written[1]) == EVENTS
+
+        await until(has_written_all)
+        assert json.loads(await fetch("ready")) == {"ready": True, "reasons": []}
+        assert json.loads(await fetch("health"))["kind"] == "sink"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await ended(process)
+    assert process.returncode == 0
 
 
 async def test_a_password_in_the_arguments_is_refused(embedded_server: EmbeddedServer, namespace: str) -> None:

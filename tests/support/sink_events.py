@@ -64,6 +64,8 @@ class FakeClient:
         self.acknowledged: list[str] = []
         self.left = [FakeBatch(events, self.acknowledged) for events in batches]
         self.asked: list[dict[str, Any]] = []
+        self.trouble = ""
+        """What the subscriber says that holds it up."""
 
     def events(self, **asked: Any) -> Any:
         self.asked.append(asked)

@@ -60,6 +60,26 @@ async def test_groups_are_listed_with_how_far_they_are_behind(serve: Serve, shel
             assert "search" in printed
 
 
+async def test_what_holds_a_consumer_up_is_shown_where_the_group_is(serve: Serve, shell: Shell) -> None:
+    async with serve(app) as (client, _), client.events("billing", dead_after=0.5) as subscription:
+        subscription.trouble = "the warehouse is \x1b[31mdown"
+
+        async def is_told() -> bool:
+            return bool((await client.group("billing")).consumers[0].trouble)
+
+        await until(is_told)
+        assert f"{subscription.consumer}: the warehouse is ␛[31mdown" in await shell("show", "billing")
+        status = await StatusCollector(client).collect()
+        assert [group.trouble for group in status.groups] == ["the warehouse is \x1b[31mdown"]
+        subscription.trouble = ""
+
+        async def is_over() -> bool:
+            return not (await client.group("billing")).consumers[0].trouble
+
+        await until(is_over)
+        assert "warehouse" not in await shell("show", "billing")
+
+
 async def test_one_group_is_shown_with_its_shards(serve: Serve, shell: Shell) -> None:
     async with serve(app) as (client, _):
         await behind(client, "billing", 2)

@@ -209,10 +209,26 @@ async def test_the_metrics_of_a_known_workload(serve: Serve) -> None:
         known = {name for metric in catalog.METRICS for name in metric.series}
         ours = {name for name, _ in series if name.startswith("streamflow_")}
         assert ours <= known
-        absent = {name for metric in catalog.METRICS if metric.whose != "worker" for name in metric.series} - ours
-        # This server has no maxmemory, nobody waits for its replicas, and the app has no view.
+        others = ("worker", "sink")
+        absent = {name for metric in catalog.METRICS if metric.whose not in others for name in metric.series} - ours
+        # This server has no maxmemory, nobody waits for its replicas, the app has no view, and there are no groups.
         of_views = {catalog.VIEW_VALUE.name, catalog.VIEW_EVENTS.name}
-        assert absent == {catalog.SERVER_MEMORY_LIMIT.name, catalog.CONFIRMATIONS_LACKING.name, *of_views}
+        of_groups = {metric.name for metric in catalog.METRICS if metric.labels == ("group",)}
+        assert len(of_groups) == 5
+        assert absent == {catalog.SERVER_MEMORY_LIMIT.name, catalog.CONFIRMATIONS_LACKING.name, *of_views, *of_groups}
+
+
+async def test_the_daemon_that_leads_says_how_far_groups_are_behind(serve: Serve) -> None:
+    async with serve(app, http=HTTP) as (client, daemon):
+        async with client.events("billing"):
+            pass
+        await (await client.start(doubles, 1)).result()
+        lag = (catalog.GROUP_LAG_ENTRIES.name, (("group", "billing"),))
+        series = await scraped(daemon, lambda series: series.get(lag, 0) > 0)
+        assert value(series, catalog.GROUP_LAG_BYTES, group="billing") > 0
+        assert value(series, catalog.GROUP_CONSUMERS, group="billing") == 0
+        await client.remove_group("billing")
+        await scraped(daemon, lambda series: lag not in series)
 
 
 async def test_a_name_with_many_values_becomes_other(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from streamflow.embedded.server import EmbeddedServer
 from streamflow.http import catalog
 from streamflow.http.figures import Figures
 from streamflow.store.connection import Call
+from streamflow.store.kernel import Kernel
 from streamflow.wire import Heartbeat
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +32,17 @@ async def render() -> None:
 @app.workflow
 async def draw() -> None:
     """Never run."""
+
+
+@pytest.fixture
+async def leading(
+    client: sf.Client, embedded_server: EmbeddedServer, namespace: str
+) -> AsyncIterator[NamespaceFigures]:
+    """Of the daemon that leads."""
+    clock = DaemonClock(time.time() * 1000)
+    made = NamespaceFigures(embedded_server.url, client.keys, 4, app, clock, lambda: True)
+    yield made
+    await made.close()
 
 
 @pytest.fixture
@@ -136,3 +148,53 @@ async def test_what_is_paused_is_there_and_what_is_not_is_zero(client: sf.Client
     assert sum(found.values[catalog.WORKFLOW_PAUSED].values()) == 1
     assert value(found, catalog.RUNS_OPEN, "draw", "paused") == 0
     assert sum(n for (_, status), n in found.values[catalog.RUNS_OPEN].items() if status == "paused") == 3
+
+
+async def make_group(client: sf.Client, name: str, offset: int, *, shards: int = 4) -> None:
+    """A group that has acknowledged all up to this time (ms)."""
+    kernel = Kernel(client.keys)
+    note = msgspec.json.encode({"identity": "i1", "created": 1, "start": "oldest"})
+    await send(client, "HSET", client.keys.groups, name, note)
+    for number in range(shards):
+        await client.store.one(kernel.place_position(number, name, "i1", str(offset), over=False))
+
+
+async def test_the_leader_says_how_far_each_group_is_behind(client: sf.Client, leading: NamespaceFigures) -> None:
+    now = int(time.time() * 1000)
+    for shard, seconds in ((0, 100), (0, 90), (1, 300), (2, 1000)):
+        await send(client, "XADD", client.keys.shard(shard).log, f"{now - seconds * 1000}-0", "r1", "x" * 100)
+    await make_group(client, "billing", now - 500_000)  # it has read shard 2
+    await make_group(client, "search", now)
+    await send(client, "HSET", client.keys.consumers("search"), "c1", b"{}", "c2", b"{}")
+    found = await read(leading)
+    await send(client, "DEL", client.keys.consumers("search"))
+    assert value(found, catalog.GROUP_LAG_ENTRIES, "billing") == 3
+    assert value(found, catalog.GROUP_LAG, "billing") == pytest.approx(300, abs=30)
+    assert value(found, catalog.GROUP_LAG_BYTES, "billing") > 3 * 100
+    assert value(found, catalog.GROUP_CONSUMERS, "billing") == 0
+    assert value(found, catalog.GROUP_CONSUMERS, "search") == 2
+    for metric in (catalog.GROUP_LAG_ENTRIES, catalog.GROUP_LAG, catalog.GROUP_LAG_BYTES, catalog.GROUP_LOST):
+        assert value(found, metric, "search") == 0
+
+
+async def test_only_the_leader_asks_each_shard_for_groups(client: sf.Client, figures: NamespaceFigures) -> None:
+    await make_group(client, "billing", 1)
+    assert catalog.GROUP_LAG not in (await read(figures)).values
+
+
+async def test_what_a_group_has_lost_is_counted(client: sf.Client, leading: NamespaceFigures) -> None:
+    await make_group(client, "billing", 1)
+    for number in (0, 3):
+        await send(client, "HSET", client.keys.shard(number).positions, "billing/lost", "7 1-0 9-0 5")
+    assert value(await read(leading), catalog.GROUP_LOST, "billing") == 14
+
+
+async def test_groups_beyond_the_first_fifty_share_a_label(client: sf.Client, leading: NamespaceFigures) -> None:
+    for number in range(53):
+        await make_group(client, f"g{number:02}", 1)
+        await send(client, "HSET", client.keys.consumers(f"g{number:02}"), "c1", b"{}")
+    await send(client, "HSET", client.keys.groups, "damaged", b"[")
+    found = (await read(leading)).values[catalog.GROUP_CONSUMERS]
+    await send(client, "DEL", *(client.keys.consumers(f"g{number:02}") for number in range(53)))
+    assert len(found) == 51
+    assert found[(catalog.OTHER,)] == 3

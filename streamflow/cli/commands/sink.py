@@ -17,12 +17,14 @@ from streamflow.cli.completing import WORKFLOW
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.logs import set_up
-from streamflow.cli.options import json_option, log_options, server_options
+from streamflow.cli.options import json_option, log_options, settings_options
 from streamflow.cli.output import print_json
 from streamflow.cli.sink_options import add_options, parameters_of
 from streamflow.errors import StreamflowError
+from streamflow.settings import load_settings
 
 if TYPE_CHECKING:
+    from streamflow.http.loop_lag import LoopLag
     from streamflow.sinks import Figures
     from streamflow.sinks.runner import SinkRunner
 
@@ -54,7 +56,7 @@ def sink() -> None:
 
     A sink is a subscriber: it has a group, whose position it moves on when the target has stored a batch. Start it as
     often as you like: processes of one group share the shards. While its target is down it waits, and its lag is shown
-    by `streamflow groups list`.
+    by `streamflow groups list`. With --http it answers probes and Prometheus, as a daemon does.
 
     \b
     Example:
@@ -87,7 +89,7 @@ def _shared_options(name: str) -> Callable[[Callable[..., Any]], Callable[..., A
                     help="Where a new group begins: oldest, now, or a time, as in 2h (ago) or 2026-11-28.",
                 ),
                 click.option("--once", is_flag=True, help="End when all events are written that are there."),
-                server_options,
+                settings_options("redis", "namespace", "http"),
                 log_options,
                 json_option,
             ]
@@ -111,9 +113,15 @@ def _run(target: type[Any], options: dict[str, Any]) -> int:
         return 0
 
     async def serve() -> Figures:
+        from streamflow.http.loop_lag import LoopLag
+        from streamflow.http.pages import Pages
+        from streamflow.http.server import serving_http
+        from streamflow.sinks.health import name_of
+        from streamflow.sinks.metrics import SinkMetrics
         from streamflow.sinks.runner import SinkRunner
 
         set_up(shared["log_format"], shared["log_level"], file=shared["log_file"])
+        http = load_settings({"http": shared["http"]}).http
         async with open_client(shared["redis"], shared["namespace"]) as client:
             runner = SinkRunner(
                 client,
@@ -125,7 +133,12 @@ def _run(target: type[Any], options: dict[str, Any]) -> int:
                 once=shared["once"],
                 **({"patience": ONCE_PATIENCE} if shared["once"] else {}),
             )
-            return await _until_signal(runner, client.namespace)
+            lag = LoopLag()
+            pages = None if shared["once"] or not http else Pages("sink", name_of(runner), client.namespace)
+            if pages is not None:
+                pages.part = SinkMetrics(runner, client.namespace, lag).part
+            with serving_http(http, pages):
+                return await _until_signal(runner, client.namespace, lag)
 
     figures = run_async(serve, fast=True)
     _print(figures, as_json)
@@ -149,7 +162,7 @@ def _when(text: str) -> Any:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-async def _until_signal(runner: SinkRunner, namespace: str) -> Figures:
+async def _until_signal(runner: SinkRunner, namespace: str, lag: LoopLag) -> Figures:
     """The first SIGTERM or SIGINT lets the batch end that is being written, the second one doesn't."""
     import anyio
 
@@ -174,6 +187,7 @@ async def _until_signal(runner: SinkRunner, namespace: str) -> Figures:
 
         tasks.start_soon(listen)
         tasks.start_soon(report_health, runner, namespace)
+        tasks.start_soon(lag.run)
         try:
             await runner.run()
         except StreamflowError as failure:  # the group would make another error of it

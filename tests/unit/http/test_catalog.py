@@ -29,6 +29,9 @@ def test_names_follow_the_rules(metric: Metric) -> None:
         "step",
         "outcome",
         "queue",
+        "group",
+        "sink",
+        "figure",
         "server",
     }
     assert metric.help.endswith(".")

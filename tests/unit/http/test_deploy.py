@@ -46,6 +46,8 @@ WITHOUT_A_PANEL = {
     "streamflow_chunks_total": "what steps emit is for readers of single runs, and in most namespaces there is nothing",
     "streamflow_chunks_missed_total": "the same, and readers see it",
     "streamflow_metrics_read_success": "where it is 0, the panels of that daemon's namespace and server have a gap",
+    "streamflow_sink_batches_total": "events have a panel",
+    "streamflow_sink_others_total": "what a sink counts besides is its own",
     "streamflow_namespace_queues": "the panels of queues have a line for each",
     "streamflow_namespace_view_value": "each app's views are its own",
     "streamflow_namespace_view_events": "the same",
@@ -128,7 +130,7 @@ def test_each_metric_has_a_panel_or_a_reason_to_have_none() -> None:
 
 def test_values_of_labels_in_expressions_exist() -> None:
     values = {
-        "kind": {"daemon", "worker"},
+        "kind": {"daemon", "worker", "sink"},
         "status": {"running", "stuck", "paused", "completed", "failed", "cancelled"},
         "outcome": {"completed", "retried", "failed"},
         "result": {"ok", "duplicate", "conflict", "fenced", "behind", "refused"},

@@ -102,6 +102,17 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
         status(groups=[SubscriberGroup(name="billing", lost=3, lost_ms=1000, consumers=1), SubscriberGroup(name="b")]),
         Sentence("warning", "group_lost", "group billing lost events", "streamflow groups show billing"),
     ),
+    "group_held_up": (
+        status(
+            groups=[
+                SubscriberGroup(name="erp", consumers=1, trouble="connection refused"),
+                SubscriberGroup(name="b", consumers=1),
+            ]
+        ),
+        Sentence(
+            "warning", "group_held_up", "group erp is held up: connection refused", "streamflow groups show erp"
+        ),
+    ),
     "group_unread": (
         status(groups=[SubscriberGroup(name="old", waiting=7, behind_ms=700_000), SubscriberGroup(name="new")]),
         Sentence("warning", "group_unread", "nobody reads group old", "streamflow groups show old"),
