@@ -80,6 +80,34 @@ class Archive:
                 return run
         return None
 
+    async def run_folders(self, digits: str) -> list[str]:
+        """The names of the folders of runs, 1/256 of all: those whose digests begin with these two hex digits."""
+        return await self._storage.names(layout.folder_of_runs(self._namespace, digits))
+
+    async def read_folders(self, digits: str, names: Sequence[str]) -> list[list[ArchivedRun]]:
+        """Of each of these folders the runs in it, one for each incarnation, as it was archived last. What is damaged
+        is named in the log and left out."""
+        folder = layout.folder_of_runs(self._namespace, digits)
+        return await _all(self._read_folder(f"{folder}/{name}") for name in names)
+
+    async def _read_folder(self, folder: str) -> list[ArchivedRun]:
+        found: dict[tuple[str, int], tuple[RunObject, ArchivedRun]] = {}
+        for name in await self._storage.names(folder):
+            if (one := layout.parse_run_object(name)) is None:
+                continue
+            path = f"{folder}/{name}"
+            try:
+                run = await self._storage.get(path, lambda data, path=path: unpack_run(data, f"{self.shown}/{path}"))
+            except ArchiveDamaged as error:
+                _log.warning("%s: it is left out", error)
+                continue
+            if run is None:
+                continue
+            known = found.get((run.run_id, one.created))
+            if known is None or known[0] < one:
+                found[run.run_id, one.created] = one, run
+        return [run for _, run in found.values()]
+
     async def incarnations(self, run_id: str) -> list[int]:
         """`created` of all runs that had the id, ms, the last one first."""
         return sorted({one.created for one in await self._objects(run_id)}, reverse=True)

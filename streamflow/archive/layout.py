@@ -25,6 +25,7 @@ from streamflow.model.record import incarnation_of
 MAX_PART = 150
 """Characters of an escaped id that stand in a name; of a longer one the first and a digest."""
 _OTHERS = re.compile(r"[^A-Za-z0-9_.-]")
+_ESCAPED = re.compile(r"=([0-9A-F]{2})")
 _RUN = re.compile(r"([0-9]{15})-([0-9]{10})-[0-9a-f]{16}\.run")
 _INDEX = re.compile(r"[0-9]{9}-[0-9a-f]{12}\.idx")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -48,6 +49,21 @@ def run_folder(namespace: str, run_id: str) -> str:
     if len(part) > MAX_PART:
         part = f"{part[: MAX_PART - 17]}={digest}"
     return f"{namespace_folder(namespace)}/runs/{digest[:2]}/{part}"
+
+
+def folder_of_runs(namespace: str, digits: str) -> str:
+    """What has the folders of all runs whose digests begin with these two hex digits."""
+    return f"{namespace_folder(namespace)}/runs/{digits}"
+
+
+def run_of_folder(name: str) -> str | None:
+    """The run whose folder has this name; None if the name doesn't tell, or is somebody else's."""
+    if len(name) >= MAX_PART:  # it may be a part of an id, with a digest
+        return None
+    try:
+        return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), name)
+    except ValueError:
+        return None
 
 
 def run_object(header: bytes) -> str:

@@ -35,6 +35,7 @@ from streamflow.daemon.step_records import StepRecords
 from streamflow.daemon.stuck_runs import StuckRuns
 from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.troubles import Troubles
+from streamflow.daemon.view_fill import ViewFill
 from streamflow.daemon.view_folder import ViewFolder
 from streamflow.errors import StoreError
 from streamflow.http.loop_lag import LoopLag
@@ -230,6 +231,7 @@ class Daemon:
                 ("stuck runs", self.stuck_runs.run),
                 ("namespace", self.registration.run),
                 *((folder.subject, folder.run) for folder in self.view_folders),
+                *((fill.subject, fill.run) for fill in self.view_fills),
             ):
                 loops.start_soon(supervise, name, loop)
             loops.start_soon(self.reader.run, self.loops)
@@ -288,6 +290,7 @@ class Daemon:
         self.admission = Admission(context, owner)
         self.rollup = Rollup(context, owner)
         self.view_folders = [ViewFolder(context, owner, self.rollup, view) for view in self.app.views.values()]
+        self.view_fills = [ViewFill(context, owner, folder) for folder in self.view_folders]
         self.retention = Retention(context, owner)
         self.records = StepRecords(context, owner, self.executor)
         self.chunks = self.executor.chunks = ChunkSender(

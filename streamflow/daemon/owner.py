@@ -241,6 +241,10 @@ class Owner:
         self.wake_up()
         self.starts.look_for_more()
 
+    def under_way(self, number: int) -> object | None:
+        """The batch of a shard that is being decided or committed; None if there is none."""
+        return self._batches.get(number)
+
     def wake_up(self) -> None:
         """Let the loop look at what there is to do."""
         self._wake.set()

@@ -14,8 +14,10 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
+
+import anyio
 
 from streamflow.daemon.code_fingerprint import view_version
 from streamflow.daemon.context import Context
@@ -24,11 +26,16 @@ from streamflow.daemon.rollup import Rollup
 from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.view_merge import ViewMerge
 from streamflow.daemon.view_parts import (
+    DONE,
+    SERVER,
+    EarlierRun,
     Page,
     Part,
     Whose,
     decode_page,
     decode_state,
+    folded_field,
+    latest_in,
     state_field,
     version_of_field,
     window_field,
@@ -57,6 +64,11 @@ PAGE_BYTES = 64 * 1024
 """Of a log in one answer."""
 TURN_SECONDS = 20.0
 """For which one turn goes on reading, if much is behind."""
+CUT_MS = 1 + 5000
+"""Behind the first log entry, where what is counted from the log begins if something was trimmed: more than the clocks
+of daemons may differ, so nothing that was trimmed is from later."""
+AT_ONCE = 300
+"""Transitions of a run that are folded in one go."""
 LOOK_EVERY = 5
 """Turns between two looks whether somebody wants it to be counted again."""
 MOST_KNOWN = 50_000
@@ -65,7 +77,7 @@ OLD_VERSION_MS = 86_400_000
 """For so long nothing was stored of another version that is deleted here."""
 
 
-class _CodeFailed(Exception):
+class CodeFailed(Exception):
     """The text is for people: what was raised, and where."""
 
 
@@ -83,6 +95,8 @@ class ViewFolder:
         self._parts: dict[int, tuple[str, Part]] = {}
         """By shard, with the token under which it was read."""
         self._known: dict[str, Whose] = {}
+        self._storing = anyio.Lock()
+        """Held while something is counted and stored: the log, or what was before it."""
         self._hangs = 0
         self._off: CodeHangs | None = None
         self._turns = 0
@@ -113,7 +127,8 @@ class ViewFolder:
         refused: StoreError | None = None
         while wanted := self._wanted():
             for first in range(0, len(wanted), SHARDS_AT_ONCE):
-                refused = await self._fold(wanted[first : first + SHARDS_AT_ONCE]) or refused
+                async with self._storing:
+                    refused = await self._fold(wanted[first : first + SHARDS_AT_ONCE]) or refused
             if refused is not None or time.monotonic() > over or self._off is not None:
                 break
             if time.monotonic() - merged > self._every:  # under load there is always something to read
@@ -127,7 +142,7 @@ class ViewFolder:
         if self._off is None:
             try:
                 await self._merge.run_once({n: part for n, (_, part) in self._parts.items()})
-            except (_CodeFailed, CodeHangs) as error:
+            except (CodeFailed, CodeHangs) as error:
                 self._troubles.failed(self.subject, "is not merged", error, stops=False)
 
     async def _look_for_rebuild(self) -> None:
@@ -175,7 +190,7 @@ class ViewFolder:
             except StoreError as error:
                 self._forget(shard)
                 refused = error
-            except (_CodeFailed, CodeHangs) as error:
+            except (CodeFailed, CodeHangs) as error:
                 self._forget(shard)
                 self._troubles.failed(self.subject, _not_counted(shard.number), error, stops=False)
                 if self._off is not None:
@@ -183,28 +198,12 @@ class ViewFolder:
             else:
                 if change is not None and not shard.dropped:
                     part = self._parts[shard.number][1]
-                    after, removed, written = change
-                    field = state_field(self.version)
-                    calls.append(
-                        self._kernel.store_view(
-                            shard.number,
-                            self.view.name,
-                            shard.token,
-                            field,
-                            part.stored,
-                            after,
-                            part.held,
-                            part.state.offset,
-                            removed,
-                            written,
-                        )
-                    )
-                    sent.append((shard, part, after))
+                    calls.append(self._store_call(shard, part, *change))
+                    sent.append((shard, part, change[0]))
         answers: list[Reply | StoreError] = await self._store.send(calls, same_history=True) if calls else []
         for (shard, part, after), answer in zip(sent, answers, strict=True):
             if answer is Reply.OK:
-                part.stored, part.held, part.old_fields = after, part.state.offset.encode(), []
-                part.trim()
+                part.was_stored(after)
                 if self._troubles:
                     self._troubles.works(self.subject, _not_counted(shard.number))
             else:
@@ -214,6 +213,71 @@ class ViewFolder:
                 if isinstance(answer, StoreError) and not isinstance(answer, OtherHistory):
                     refused = answer
         return refused
+
+    def _store_call(
+        self, shard: OwnedShard, part: Part, after: bytes, removed: list[str], written: list[tuple[str, bytes]]
+    ) -> Call[Reply]:
+        field, offset = state_field(self.version), part.state.offset
+        return self._kernel.store_view(
+            shard.number, self.view.name, shard.token, field, part.stored, after, part.held, offset, removed, written
+        )
+
+    # --- what was before the log --------------------------------------------------------------------------------------
+
+    def unfilled(self) -> list[tuple[OwnedShard, Part]]:
+        """The parts that have caught up with the log, and lack what was before it."""
+        if self._off is not None:
+            return []
+        return [
+            (shard, part)
+            for number, (token, part) in self._parts.items()
+            if part.state.ready and not part.state.is_filled
+            if (shard := self._owner.shards.get(number)) is not None and shard.token == token and not shard.dropped
+        ]
+
+    async def fill(
+        self, shard: OwnedShard, part: Part, runs: Sequence[EarlierRun], after: str, folded: bytes | None
+    ) -> bool:
+        """Count what these runs have done before, and store it with how far the fill is then. `folded`: the digests to
+        store, None for those that are stored. False if the part is another's, or has to be read again. Raises
+        `StoreError`, `CodeFailed` and `CodeHangs`."""
+        async with self._storing:
+            if self._parts.get(shard.number) != (shard.token, part) or shard.dropped:
+                return False
+            try:
+                return await self._fill(shard, part, runs, after, folded)
+            except BaseException:
+                self._forget(shard)
+                raise
+
+    async def _fill(
+        self, shard: OwnedShard, part: Part, runs: Sequence[EarlierRun], after: str, folded: bytes | None
+    ) -> bool:
+        state = part.state
+        before = decode_state(part.stored).events if part.stored else 0
+        for run in runs:
+            for first in range(0, len(run.transitions), AT_ONCE):
+                some = [(run.run_id, transition) for transition in run.transitions[first : first + AT_ONCE]]
+                page = Page("", some)
+                await self._read_windows(shard, part, page)
+                known = {run.run_id: run.whose}
+                await self._in_thread(lambda page=page, known=known: part.fold(self.view, [page], known))
+        state.fill, state.filled = after, state.filled + len(runs)
+        now = self._clock.now_ms()
+        field, removed, written = await self._in_thread(lambda: part.changes(self.view, now, before))
+        if after == DONE:
+            removed = [*removed, folded_field(self.version)]
+        elif folded is not None:
+            written = [*written, (folded_field(self.version), folded)]
+        [answer] = await self._store.send([self._store_call(shard, part, field, removed, written)], same_history=True)
+        if answer is not Reply.OK:
+            self._forget(shard)
+            if isinstance(answer, StoreError) and not isinstance(answer, OtherHistory):
+                raise answer
+            return False
+        part.was_stored(field)
+        part.folded = None if after == DONE else part.folded if folded is None else folded
+        return True
 
     def _forget(self, shard: OwnedShard) -> None:
         self._parts.pop(shard.number, None)
@@ -268,20 +332,23 @@ class ViewFolder:
                 continue
             part.held = part.state.offset.encode()
             if not was_held:
-                self._note_gap(part, (trim or b"").decode(), first[0][0].decode() if first else "", now)
+                self._note_gap(part, (trim or b"").decode(), first[0] if first else None, now)
             part.old_fields = await self._old_fields(shard, fields, now)
             self._parts[shard.number] = shard.token, part
         return refused
 
     @staticmethod
-    def _note_gap(part: Part, trim: str, oldest: str, now: int) -> None:
-        """`trim`: up to where the log was removed; `oldest`: its first entry. Empty: there is none."""
+    def _note_gap(part: Part, trim: str, first: tuple[bytes, Mapping[bytes, bytes]] | None, now: int) -> None:
+        """`trim`: up to where the log was removed, empty for nowhere; `first`: its first entry."""
         if not trim:
             return
         state = part.state
+        oldest = first[0].decode() if first else ""
         begins = _ms(oldest) if oldest else now
         if state.offset == "0-0":
-            state.counts_from = state.counts_from or begins
+            state.cut = (latest_in(first[1]) if first else 0) or begins
+            state.cut += CUT_MS
+            state.counts_from, state.fill = state.cut, SERVER
             state.offset = state.offset if oldest else trim
         elif _before(state.offset, trim) and (not oldest or _before(state.offset, oldest)):
             state.missed_from = state.missed_from or _ms(state.offset)
@@ -329,7 +396,7 @@ class ViewFolder:
                 self._forget(shard)
             return None
         before = decode_state(part.stored).events if part.stored else 0
-        page = await self._in_thread(lambda: decode_page(view, entries, known))
+        page = await self._in_thread(lambda: decode_page(view, entries, known, state.cut))
         await self._find_out(shard, page)
         await self._read_windows(shard, part, page)
         now = self._clock.now_ms()
@@ -363,7 +430,7 @@ class ViewFolder:
                 part.windows[start] = await self._in_thread(lambda data=data: cells.decode(self.view, data))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        """Raises `_CodeFailed` and `CodeHangs`."""
+        """Raises `CodeFailed` and `CodeHangs`."""
         try:
             found = await self._thread.call(function, CODE_SECONDS)
         except CodeHangs as error:
@@ -374,7 +441,7 @@ class ViewFolder:
             raise
         except Exception as error:
             self._hangs = 0
-            raise _CodeFailed(f"{type(error).__name__}: {error}{_line_of(error)}") from error
+            raise CodeFailed(f"{type(error).__name__}: {error}{_line_of(error)}") from error
         self._hangs = 0
         return found
 

@@ -65,6 +65,8 @@ class ViewMerge:
         """By start, encoded."""
         self._seen: list[dict[int, int]] = [{} for _ in range(self._shards)]
         """By shard, when each of its windows had changed at the last merge."""
+        self._is_whole = True
+        """No shard was behind or unfilled at the last merge; another daemon may fill one while nothing else happens."""
         self._looked_at: tuple[int, int] | None = None
         self._rounds = 0
 
@@ -83,7 +85,7 @@ class ViewMerge:
                 self._seen = [{} for _ in range(self._shards)]
             self._looked_at, self._rounds = changed, 0
         self._rounds += 1
-        if self._rounds <= STILL_ROUNDS:
+        if self._rounds <= STILL_ROUNDS or (not self._is_whole and self._rounds % STILL_ROUNDS == 0):
             await self._merge()
 
     async def _merge(self) -> None:
@@ -151,7 +153,7 @@ class ViewMerge:
 
     async def _put(self, states: list[PartState], has_changed: bool) -> None:
         view, now = self._view, self._clock.now_ms()
-        ready = sum(state.ready for state in states)
+        ready = sum(state.ready and state.is_filled for state in states)
         missed = [state for state in states if state.missed_to]
         found = EncodedView(
             self._version,
@@ -165,7 +167,10 @@ class ViewMerge:
             ready,
             self._shards,
             [self._merged[start] for start in sorted(self._merged, reverse=True)],
+            earlier=sum(state.filled for state in states),
+            unfilled=sum(not state.is_filled for state in states),
         )
+        self._is_whole = found.is_complete
         if not (found.is_complete and self.is_current):
             stored = await self._stored()
             self.is_current = stored.version in ("", self._version) or found.is_complete

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,7 +48,20 @@ class PartState(msgspec.Struct, array_like=True):
     windows: dict[int, int] = {}
     """Of each stored window, the number of events that were counted when it changed last."""
     stored_at: int = 0
+    cut: int = 0
+    """What was committed before it (ms) is not counted from the log, but from records and archive."""
+    fill: str = ""
+    """How far that is: empty if there is nothing to fill, `SERVER`, `ARCHIVE` and up to which folder, `DONE`."""
+    filled: int = 0
+    """Runs of which something is counted so."""
 
+    @property
+    def is_filled(self) -> bool:
+        return self.fill in ("", DONE)
+
+
+SERVER, ARCHIVE, DONE = "server", "archive/", "done"
+"""Phases of a fill: see `view_fill.py`."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(PartState).decode
@@ -66,9 +80,23 @@ def window_field(version: str, start: int) -> str:
     return f"window/{version}/{start}"
 
 
+def folded_field(version: str) -> str:
+    """The digests of the runs whose records were counted on the server, while a part is being filled."""
+    return f"folded/{version}"
+
+
 def version_of_field(field: str) -> str:
     parts = field.split("/")
     return parts[1] if len(parts) > 1 else ""
+
+
+class EarlierRun(NamedTuple):
+    """What a run has done before the cut of its part, as far as the view takes something of it."""
+
+    run_id: str
+    created: int
+    whose: Whose
+    transitions: list[Transition]
 
 
 class Page(msgspec.Struct):
@@ -80,8 +108,11 @@ class Page(msgspec.Struct):
     """Runs of which it isn't known whose they are, and has to be."""
 
 
-def decode_page(view: View, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], known: dict[str, Whose]) -> Page:
-    """Runs no code of users. `known`: whose runs are, as far as it is known; events that say it are noted there."""
+def decode_page(
+    view: View, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], known: dict[str, Whose], cut: int = 0
+) -> Page:
+    """Runs no code of users. `known`: whose runs are, as far as it is known; events that say it are noted there.
+    `cut`: what was committed before is left out (ms)."""
     last = ""
     found: list[tuple[str, Transition]] = []
     unknown: set[str] = set()
@@ -99,11 +130,22 @@ def decode_page(view: View, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]
                 if needs_run and (workflow := getattr(event, "workflow", "")):
                     known[run_id] = workflow, getattr(event, "tenant", "")
                 takes = takes or view.takes(event)
-            if takes:
+            if takes and transition.at >= cut:
                 found.append((run_id, transition))
                 if needs_run and run_id not in known:
                     unknown.add(run_id)
     return Page(last, found, unknown)
+
+
+def latest_in(fields: Mapping[bytes, bytes]) -> int:
+    """The latest time of the transitions of a log entry, ms; 0 if none can be read."""
+    found = 0
+    for data in fields.values():
+        try:
+            found = max(found, decode_transition(data).at)
+        except Exception as error:
+            _log.error("a log entry can't be read: %s", error)
+    return found
 
 
 class Part:
@@ -119,6 +161,10 @@ class Part:
         """From where the log is kept for this view, as it is stored; empty if it isn't."""
         self.old_fields: list[str] = []
         """Of other versions."""
+        self.folded: bytes | None = None
+        """Digests, in order, as they are stored in `folded_field`; None: not read."""
+        self.is_settled = False
+        """Nothing from before the cut is under way any more."""
 
     def lacks(self, view: View, pages: Iterable[Page]) -> list[int]:
         """The stored windows that are needed to fold these pages."""
@@ -157,6 +203,10 @@ class Part:
         state.stored_at = now
         removed = [window_field(self.version, start) for start in gone] + self.old_fields
         return _encode(state), removed, written
+
+    def was_stored(self, state: bytes) -> None:
+        self.stored, self.held, self.old_fields = state, self.state.offset.encode(), []
+        self.trim()
 
     def trim(self) -> None:
         """Behind a store: older windows can be read again."""

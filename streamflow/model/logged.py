@@ -103,6 +103,13 @@ def encode_logged(transition: Transition, number: int, created: int) -> bytes:
     return _encoder.encode(LoggedTransition(transition.at, events, number, created))
 
 
+def without_large(transition: Transition) -> Transition:
+    """As the log has it."""
+    if not _has_large(transition.events):
+        return transition
+    return Transition(transition.at, [_without_large(event) for event in transition.events])
+
+
 def decode_logged(data: bytes) -> LoggedTransition:
     """Raises `msgspec.DecodeError`, `RecursionError` or `UnicodeDecodeError` if `data` is not a logged transition."""
     return _decoder.decode(data)

@@ -14,6 +14,7 @@ from rich.text import Text
 from streamflow.screen.columns import Column, table
 from streamflow.screen.sanitize import safe_text
 from streamflow.screen.style import MUTED, WARN
+from streamflow.text import plural
 from streamflow.views.reading import ViewReading, ViewRow, ViewWindow
 
 MOST_FIELDS = 6
@@ -36,7 +37,11 @@ def notes(reading: ViewReading) -> list[Text]:
     """From when it counts, and what is not as it should be: a line each."""
     from_when = "the beginning" if reading.counts_from is None else reading.counts_from.strftime("%Y-%m-%d %H:%M:%S")
     as_of = reading.as_of.strftime("%H:%M:%S")
-    lines = [Text(f"counts {reading.events:,} events from {from_when} (UTC), as of {as_of}", style=MUTED)]
+    earlier = f", and of {plural(reading.earlier, 'run')} what was before" if reading.earlier else ""
+    lines = [Text(f"counts {reading.events:,} events from {from_when} (UTC){earlier}, as of {as_of}", style=MUTED)]
+    if reading.unfilled:
+        text = f"what happened before is still being counted in {plural(reading.unfilled, 'shard')}"
+        lines.append(Text(text, style=WARN))
     if reading.missed is not None:
         begin, end = (time.strftime("%Y-%m-%d %H:%M:%S") for time in reading.missed)
         lines.append(Text(f"events from {begin} to {end} were trimmed from a log before they were counted", style=WARN))

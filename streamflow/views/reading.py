@@ -51,9 +51,11 @@ class ViewFilling(msgspec.Struct, frozen=True):
 class ViewReading(msgspec.Struct, frozen=True):
     """A view, as it was merged last. Times are aware, in UTC.
 
-    `as_of`: when that was. `counts_from`: every event from then on is counted; None: all that ever were. `missed`: from
-    when to when the logs of a shard were gone before the view had counted them; None if that has never happened.
-    `events`: how many it has counted. `windows`: the newest first; without windows there is one.
+    `as_of`: when that was. `counts_from`: every event from then on is counted; None: all that ever were. `earlier`: of
+    so many runs also what happened before that is counted, as their records and the archive have it; in `unfilled`
+    shards that is still to be done. `missed`: from when to when the logs of a shard were gone before the view had
+    counted them; None if that has never happened. `events`: how many it has counted. `windows`: the newest first;
+    without windows there is one.
     """
 
     name: str
@@ -66,6 +68,8 @@ class ViewReading(msgspec.Struct, frozen=True):
     events: int
     windows: list[ViewWindow]
     filling: ViewFilling | None = None
+    earlier: int = 0
+    unfilled: int = 0
 
     @property
     def rows(self) -> list[ViewRow]:
@@ -106,6 +110,8 @@ class StoredView(msgspec.Struct):
     shards: int = 0
     windows: list[StoredWindow] = []
     filling: ViewFilling | None = None
+    earlier: int = 0
+    unfilled: int = 0
 
     @property
     def is_complete(self) -> bool:
@@ -169,6 +175,8 @@ def reading(name: str, stored: StoredView, labels: Mapping[str, str], since: int
         stored.events,
         windows,
         stored.filling,
+        stored.earlier,
+        stored.unfilled,
     )
 
 

@@ -9,9 +9,10 @@ import pytest
 
 import streamflow as sf
 from streamflow.client.views import forget_view
-from streamflow.daemon import view_folder
+from streamflow.daemon import view_fill, view_folder
 from streamflow.daemon.namespace_figures import put_app_views
 from streamflow.embedded.server import EmbeddedServer
+from streamflow.events import decode_transition
 from streamflow.http import catalog
 from streamflow.http.figures import Figures
 from streamflow.screen.layout import status_lines
@@ -176,7 +177,7 @@ async def test_a_changed_view_is_filled_beside_the_old_one(
 
 
 async def test_a_view_says_from_when_it_counts_if_logs_were_trimmed(
-    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = make_app()
     without.views.clear()
@@ -187,11 +188,17 @@ async def test_a_view_says_from_when_it_counts_if_logs_were_trimmed(
     first = [entry.decode() for entry, _ in entries][1]
     await client.store.one(Call.plain("HSET", keys.views, "trim", entries[0][0]))
     await client.store.one(Call.plain("XTRIM", keys.log, "MINID", first))
+    monkeypatch.setattr(view_folder, "CUT_MS", 1)
+    monkeypatch.setattr(view_fill, "SETTLE_MS", 10**9)  # what was before isn't counted here
     async with running_daemon(make_app(), embedded_server, namespace, **FAST, shards=1):
         await pay(client, 9)
-        found = await counted(client, 3)
+
+        found = await counted(client, 2)
+        assert found.sum() == 3 + 9
         assert found.counts_from is not None
-        assert round(found.counts_from.timestamp() * 1000) == int(first.partition("-")[0])
+        latest = max(decode_transition(data).at for data in entries[1][1].values())
+        assert round(found.counts_from.timestamp() * 1000) == latest + 1
+        assert found.unfilled == 1
         assert found.missed is None
 
 

@@ -26,7 +26,7 @@ def views(action: str, name: str | None, redis: str | None, namespace: str | Non
     counted. A running daemon keeps the counts of its shards in memory and writes them back over the rebuilt ones: if
     you doubt those counts, stop the daemons first.
 
-    With NAME, a view of an app: `rebuild` has running daemons count it again from what the logs still have, and
+    With NAME, a view of an app: `rebuild` has running daemons count it again from logs, records and archive, and
     `remove` deletes a view that no app has any more.
 
     \b

@@ -109,9 +109,7 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
                 SubscriberGroup(name="b", consumers=1),
             ]
         ),
-        Sentence(
-            "warning", "group_held_up", "group erp is held up: connection refused", "streamflow groups show erp"
-        ),
+        Sentence("warning", "group_held_up", "group erp is held up: connection refused", "streamflow groups show erp"),
     ),
     "group_unread": (
         status(groups=[SubscriberGroup(name="old", waiting=7, behind_ms=700_000), SubscriberGroup(name="new")]),
