@@ -48,13 +48,14 @@ async def survives_crashes(
     *,
     partition: Partition | str = Partition.RUN,
     patience: float | timedelta = PATIENCE,
+    archive: bool = False,
 ) -> Survived[T]:
     """Play a scenario without crashes, then with one crash after each transition in turn, then with a crash after every
     transition.
 
     A crash discards what the owner of the runs has in memory: histories are replayed, and steps that were running start
-    again. Each play has its own sandbox (with this `partition` and `patience`), so `scenario` sets its stubs itself;
-    state that steps keep outside of it (such as a global counter) is kept from play to play. A scenario with n
+    again. Each play has its own sandbox (with this `partition`, `patience` and `archive`), so `scenario` sets its stubs
+    itself; state that steps keep outside of it (such as a global counter) is kept from play to play. A scenario with n
     transitions is played n + 2 times.
 
     Raises `AssertionError`, which names the event after which it crashed, if the code diverges from its history, if the
@@ -68,7 +69,7 @@ async def survives_crashes(
     """
 
     def sandbox() -> Sandbox:
-        return Sandbox(app, partition=partition, patience=patience)
+        return Sandbox(app, partition=partition, patience=patience, archive=archive)
 
     calm = await _play(sandbox(), scenario, lambda _: False)
     points = calm.sandbox.world.transitions

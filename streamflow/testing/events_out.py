@@ -32,6 +32,14 @@ class EventLog:
     def committed(self, run_id: str, header: Header, transition: Transition) -> None:
         self.entries.append((run_id, header, transition))
 
+    def by_run(self) -> list[tuple[str, Header, list[Transition]]]:
+        """What each run has ever done, also those that are gone, with its first header."""
+        found: dict[tuple[str, int], tuple[str, Header, list[Transition]]] = {}
+        for run_id, header, transition in self.entries:
+            _, _, log = found.setdefault((run_id, header.created), (run_id, header, []))
+            log.append(transition)
+        return list(found.values())
+
     def make(self, group: str, start: str) -> None:
         if group in self.positions:
             return

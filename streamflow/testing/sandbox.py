@@ -27,7 +27,9 @@ from typing import Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from streamflow.archive.format import ArchivedRun
 from streamflow.client import forking
+from streamflow.client.archived import created_ms, describe_archived, events_of, listing_name
 from streamflow.client.client import (
     Client,
     Decode,
@@ -55,7 +57,7 @@ from streamflow.client.listing import (
     summarize,
     with_reason,
 )
-from streamflow.client.paging import Cursor, Position, cursor_text
+from streamflow.client.paging import Cursor, Position, cursor_of, cursor_text
 from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
@@ -73,17 +75,19 @@ from streamflow.client.with_start import (
     settled,
     signal_body,
 )
-from streamflow.errors import RunEnded, RunNotFound, UnknownView, UsageError
+from streamflow.errors import RunConflict, RunEnded, RunError, RunNotFound, UnknownView, UsageError
 from streamflow.events import AnyEvent, RunForked, RunStuck, Transition, decode_history, is_fork, unfolded
 from streamflow.model.attributes import Attribute
 from streamflow.model.causes import attempts_before
 from streamflow.model.names import check_name, check_run_id
-from streamflow.model.record import Header, Status
+from streamflow.model.record import Header, Status, incarnation_of
+from streamflow.model.retention import parse_rules
 from streamflow.model.sharding import Partition, full_run_id
 from streamflow.model.waits import StepHolder, Wait
 from streamflow.store.kernel import Message, OnceMessage, PutOnce
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import Pause, said
+from streamflow.testing.archive import MemoryArchive, page
 from streamflow.testing.attempts import running
 from streamflow.testing.events_out import SandboxSubscription
 from streamflow.testing.stubs import Stub, StubCall
@@ -139,6 +143,10 @@ class Sandbox:
     later. `patience`: real seconds after which the clock doesn't wait for it any more, so that a step that never ends
     doesn't hold up what is due in a month.
 
+    Ended runs are kept, unless `retention` (seconds, or a timedelta) or `retention_rules` say for how long, as those
+    settings of a daemon. With `archive=True` they go into an archive in memory then, or by `purge`, and are read there;
+    without it they are deleted.
+
     >>> async def test_digest() -> None:
     ...     async with sft.Sandbox(app) as sandbox:
     ...         sandbox.stub(fetch, returns="<p>")
@@ -151,10 +159,18 @@ class Sandbox:
     """A sandbox makes no spans."""
 
     def __init__(
-        self, app: App, *, partition: Partition | str = Partition.RUN, patience: float | timedelta = PATIENCE
+        self,
+        app: App,
+        *,
+        partition: Partition | str = Partition.RUN,
+        patience: float | timedelta = PATIENCE,
+        retention: float | timedelta = 0.0,
+        retention_rules: str = "",
+        archive: bool = False,
     ) -> None:
         self.app = app
-        self.world = World(app, Partition(partition), _ms(patience) / 1000)
+        rules = parse_rules(retention_rules, _ms(retention) / 1000)
+        self.world = World(app, Partition(partition), _ms(patience) / 1000, rules or None, archives=archive)
         self._meta = Namespace(1, self.world.partition)
         self._started: dict[str, int] = {}
         self._asked = 0
@@ -273,8 +289,7 @@ class Sandbox:
         definition = self.world.app.views.get(name)
         if definition is None:
             raise UnknownView(unknown_view(name, sorted(self.world.app.views)))
-        logs = {run_id: (record.head, record.log) for run_id, record in self.world.records.items()}
-        found = counted(definition, logs, self.world.now)
+        found = counted(definition, self.world.log.by_run(), self.world.now)
         wanted = {label: str(value) for label, value in labels.items()}
         return reading(name, found, wanted, 0 if since is None else round(since.timestamp() * 1000))
 
@@ -480,6 +495,66 @@ class Sandbox:
         cursor = "" if end is None else cursor_text(Cursor(end, filters.since, filters.until), filters.name)
         return RunPage(found, cursor, looked_at)
 
+    # --- the archive --------------------------------------------------------------------------------------------------
+
+    async def purge(self, run_id: str) -> bool:
+        """Move an ended run into the archive now, as `client.purge`."""
+        return await self._purge(check_run_id(run_id), 0)
+
+    async def restore(self, run_id: str, *, created: datetime | None = None) -> SandboxRun[Any]:
+        """Put a run back from the archive, as `client.restore`: then it can be retried."""
+        return await self._restore(check_run_id(run_id), 0 if created is None else created_ms(created))
+
+    async def forget(self, run_id: str) -> bool:
+        """Delete an ended run, in the archive, too, as `client.forget`."""
+        return await self._forget(check_run_id(run_id), 0)
+
+    def archived_run(self, run_id: str, *, created: datetime | None = None) -> SandboxRun[Any]:
+        """The handle of the run that was created then, as `client.archived_run`."""
+        incarnation = 0 if created is None else created_ms(created)
+        return SandboxRun(self, check_run_id(run_id), None, False, Declared(), incarnation)
+
+    async def archived_runs(
+        self,
+        *,
+        status: Status | str | None = None,
+        workflow: str | None = None,
+        tenant: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
+        error: str | None = None,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        after: str = "",
+        limit: int = 20,
+    ) -> RunPage:
+        """Runs in the archive that match all filters, as `client.archived_runs`: those that were archived last come
+        first."""
+        archive = self._needed_archive()
+        filters = _filters(status, workflow, tenant, attributes, limit, error)
+        filters, _ = _page_of(filters, since, until, roots, None, "", round(self.now.timestamp() * 1000))
+        place: Position | None = None
+        if after:
+            cursor = cursor_of(after, listing_name(filters))
+            place = cursor.position
+            filters = msgspec.structs.replace(filters, since=cursor.since, until=cursor.until)
+        return page(archive.listed(self._here()), filters, limit, place)
+
+    def _here(self) -> list[tuple[str, int]]:
+        return [(run_id, record.head.created) for run_id, record in self.world.records.items()]
+
+    def _needed_archive(self) -> MemoryArchive:
+        if self.world.archive is None:
+            raise UsageError("this sandbox has no archive: Sandbox(app, archive=True) has one")
+        return self.world.archive
+
+    def _in_archive(self, run_id: str, created: int, missing: RunNotFound) -> ArchivedRun:
+        """A run that isn't on the server. Raises `missing` if it isn't in the archive either."""
+        run = None if self.world.archive is None else self.world.archive.find(run_id, created)
+        if run is None:
+            raise missing
+        return run
+
     async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
         yield [run for run in await self.runs(**filters, limit=sys.maxsize) if run.status in within]
 
@@ -629,7 +704,10 @@ class Sandbox:
     # `created` tells the run of a handle from a later one of its id; 0: whichever has the id.
 
     async def _ended(self, run_id: str, created: int) -> bytes:
-        record = self._record(run_id, created)
+        try:
+            record = self._record(run_id, created)
+        except RunNotFound as missing:
+            return self._in_archive(run_id, created, missing).last
         await self._drive(lambda: bool(record.ending), run_id, _deadline.get(NO_DEADLINE))
         return record.ending
 
@@ -641,7 +719,7 @@ class Sandbox:
         self._asked += 1
         body = body.replace(ask_id.encode(), f"{self._asked:032x}".encode())
         ask_id = f"{self._asked:032x}"
-        created = self._record(run_id, created).head.created
+        created = self._open_record(run_id, created).head.created
         await self._post("ask", run_id, created, body)
         return await self._answer_of(run_id, created, ask_id, False)
 
@@ -682,13 +760,22 @@ class Sandbox:
         return answers[ask_id]
 
     async def _published(self, run_id: str, created: int, *keys: str) -> dict[str, Raw]:
-        values = self._record(run_id, created).published
+        try:
+            values = self._record(run_id, created).published
+        except RunNotFound as missing:
+            values = self._in_archive(run_id, created, missing).published
         return {key: Raw(values[key]) for key in keys or sorted(values) if key in values}
 
     async def _watch(self, run_id: str, created: int, key: str) -> AsyncGenerator[Raw]:
         last: bytes | None = None
         while True:
-            record = self._record(run_id, created)
+            try:
+                record = self._record(run_id, created)
+            except RunNotFound as missing:
+                found = self._in_archive(run_id, created, missing).published.get(key)
+                if found is not None and found != last:
+                    yield Raw(found)
+                return
             found = record.published.get(key)
             if found is not None and found != last:
                 last = found
@@ -704,7 +791,7 @@ class Sandbox:
     async def _chunks(
         self, run_id: str, created: int, position: StreamPosition, follow: bool
     ) -> AsyncGenerator[EmittedChunk]:
-        record = self._record(run_id, created)
+        record = self._open_record(run_id, created)
         chunks = self.world.chunks
         for number in itertools.count(position.number):
             if number >= len(chunks.of(run_id)):
@@ -723,7 +810,7 @@ class Sandbox:
             if self._posted.get(source, 0) >= number:
                 return
             self._posted[source] = number
-        if self._record(run_id, created).ending:
+        if self._open_record(run_id, created).ending:
             raise RunEnded(f"run {run_id} has ended: it accepts no {kind} any more", run_id)
         self.world.post(kind, run_id, body)
         await self._settle()
@@ -734,7 +821,7 @@ class Sandbox:
         body = body.replace(request_id.encode(), f"{self._asked:032x}".encode())
         request_id = f"{self._asked:032x}"
         self._refuse_in_step(f"{kind} run {run_id}")
-        self._record(run_id, created)
+        self._open_record(run_id, created)
         self.world.post(kind, run_id, body)
         await self._settle()
         return self.world.answers[request_id]
@@ -746,28 +833,72 @@ class Sandbox:
     def _numbered(self, run_id: str, created: int, origin: Origin) -> Run[Any]:
         return NumberedRun(cast("Client", self), run_id, None, False, 0, origin)
 
+    def _ended_record(self, run_id: str, created: int, what: str) -> Record | None:
+        """None if there is no such run on the server. Raises `RunError` if it is open."""
+        try:
+            record = self._record(run_id, created)
+        except RunNotFound:
+            return None
+        if record.head.is_open:
+            text = f"run {run_id} is {record.head.status}; only ended runs can be {what}: cancel it first"
+            raise RunError(text, run_id)
+        return record
+
     async def _forget(self, run_id: str, created: int) -> bool:
-        raise UsageError("a sandbox keeps all its runs: it can't forget one")
+        record = self._ended_record(run_id, created, "forgotten")
+        removed = 0 if self.world.archive is None else self.world.archive.remove(run_id, created)
+        if record is not None:
+            self.world.forget(run_id)
+        return record is not None or removed > 0
 
     async def _purge(self, run_id: str, created: int) -> bool:
-        raise UsageError("a sandbox has no archive: it keeps all its runs")
+        self._needed_archive()
+        if self._ended_record(run_id, created, "archived") is None:
+            return False
+        self.world.move_to_archive(run_id)
+        return True
 
-    async def _restore(self, run_id: str, created: int) -> Run[Any]:
-        raise UsageError("a sandbox has no archive: it keeps all its runs")
+    async def _restore(self, run_id: str, created: int) -> SandboxRun[Any]:
+        run = self._needed_archive().find(run_id, created)
+        if run is None:
+            raise RunNotFound(f"there is no run {run_id} in the archive of this sandbox", run_id)
+        found = self.world.restore(run)
+        if found.created != incarnation_of(run.header):
+            raise RunConflict(f"the id {run_id} belongs to another run by now: forget that one first", run_id)
+        return SandboxRun(self, run_id, None, False, Declared(), found.created)
 
-    async def _every_archived(self, **filters: Any) -> AsyncGenerator[list[RunSummary]]:
-        raise UsageError("a sandbox has no archive: it keeps all its runs")
-        yield []
+    async def _every_archived(
+        self,
+        *,
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        roots: bool = False,
+        **filters: Any,
+    ) -> AsyncGenerator[list[RunSummary]]:
+        archive = self._needed_archive()
+        now_ms = round(self.now.timestamp() * 1000)
+        wanted, _ = _page_of(_filters(**filters), since, until, roots, None, "", now_ms)
+        yield [run for run in archive.listed(self._here()) if wanted.match(run) and wanted.match_error(run)]
 
     async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]:
         record = self._record(run_id, created)
         return record.head, record.ending
 
     async def _only_archived(self, run_id: str, created: int, missing: RunNotFound) -> RunNotFound:
-        return missing  # a sandbox keeps every run
+        return self._not_here(run_id, created, missing)
+
+    def _not_here(self, run_id: str, created: int, missing: RunNotFound) -> RunNotFound:
+        """The error for a run that can't do what is asked, because it isn't on the server."""
+        if self.world.archive is None or self.world.archive.find(run_id, created) is None:
+            return missing
+        text = f"run {run_id} is in the archive, and not on the server: `streamflow restore {run_id}` puts it back"
+        return RunNotFound(text, run_id)
 
     async def _record_of(self, run_id: str, created: int) -> list[bytes]:
-        record = self._record(run_id, created)
+        try:
+            record = self._record(run_id, created)
+        except RunNotFound as missing:
+            return self._in_archive(run_id, created, missing).record
         return [record.header, record.state, *record.transitions]
 
     async def _start_fork(
@@ -783,7 +914,10 @@ class Sandbox:
         return SandboxRun(self, start.run_id, decode, not header, declared)
 
     async def _describe(self, run_id: str, created: int, waits: bool) -> RunDescription:
-        record = self._record(run_id, created)
+        try:
+            record = self._record(run_id, created)
+        except RunNotFound as missing:
+            return describe_archived(self._in_archive(run_id, created, missing))
         found = describe(run_id, record.header, record.ending, record.stopped)
         if record.head.is_open and waits:
             located = [self._located(run_id, wait) for wait in record.waits()]
@@ -805,10 +939,18 @@ class Sandbox:
         return msgspec.structs.replace(wait, holder=holder, details=msgspec.msgpack.decode(details))
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
-        return decode_history(self._record(run_id, created).transitions)
+        try:
+            return decode_history(self._record(run_id, created).transitions)
+        except RunNotFound as missing:
+            return decode_history(self._in_archive(run_id, created, missing).transitions)
 
     async def _events(self, run_id: str, created: int, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        record = self._record(run_id, created)
+        try:
+            record = self._record(run_id, created)
+        except RunNotFound as missing:
+            for event in events_of(self._in_archive(run_id, created, missing)):
+                yield event
+            return
         # As on a server: those of the current generation, and then whatever comes.
         for number in itertools.count(len(record.log) - len(record.transitions)):
             if number == len(record.log):
@@ -819,6 +961,13 @@ class Sandbox:
             for one in unfolded([transition]) if is_fork(transition.events) else [transition]:
                 for event in one.events:
                     yield instant(one.at), event
+
+    def _open_record(self, run_id: str, created: int) -> Record:
+        """Of a run to which something is sent."""
+        try:
+            return self._record(run_id, created)
+        except RunNotFound as missing:
+            raise self._not_here(run_id, created, missing) from None
 
     def _record(self, run_id: str, created: int = 0) -> Record:
         record = self.world.records.get(run_id)

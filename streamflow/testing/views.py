@@ -6,7 +6,7 @@ Must not: know the world. Called by: the sandbox.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,14 +18,14 @@ from streamflow.views.reading import EncodedView, StoredView, decode_view, encod
 from streamflow.workflow.view import View
 
 
-def counted(view: View, logs: Mapping[str, tuple[Header, list[Transition]]], now: int) -> StoredView:
-    """`logs`: header and transitions of each run. Raises what the view's code raises, and `PayloadInvalid` for a state
-    that its own type can't read."""
-    newest = max((log[-1].at for _, log in logs.values() if log), default=now)
+def counted(view: View, logs: Sequence[tuple[str, Header, list[Transition]]], now: int) -> StoredView:
+    """`logs`: id, header and transitions of each run. Raises what the view's code raises, and `PayloadInvalid` for a
+    state that its own type can't read."""
+    newest = max((log[-1].at for *_, log in logs if log), default=now)
     oldest = cells.oldest_window(view, newest)
     parts: dict[int, list[Cells]] = {}
     events = 0
-    for run_id, (header, log) in logs.items():
+    for run_id, header, log in logs:
         windows: dict[int, Cells] = {}
         for transition in log:
             if not view.width or transition.at >= oldest:

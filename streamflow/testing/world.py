@@ -28,6 +28,7 @@ from typing import Any, cast
 
 import msgspec
 
+from streamflow.archive.format import ArchivedRun
 from streamflow.client.listing import ending_of, instant
 from streamflow.daemon.batch import reason_of
 from streamflow.daemon.paused import CHANGES, keeps_stuck, pause_wanted, paused_text
@@ -42,6 +43,7 @@ from streamflow.events import (
     Transition,
     decode_history,
     decode_recorded,
+    decode_transition,
     encode_transition,
     last_stopped,
     unfolded,
@@ -79,12 +81,14 @@ from streamflow.machine.transition import (
 )
 from streamflow.model.attributes import merged
 from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
+from streamflow.model.retention import RetentionRules
 from streamflow.model.sharding import Partition
 from streamflow.model.start_word import NOTHING as START_NOTHING
 from streamflow.model.start_word import StartWord
 from streamflow.model.waits import Wait, waits_of
 from streamflow.steps.context import Running
 from streamflow.store.pauses import Pause
+from streamflow.testing.archive import MemoryArchive, Retention
 from streamflow.testing.attempts import perform, timed_out
 from streamflow.testing.emitting import EmittedChunks
 from streamflow.testing.events_out import EventLog
@@ -209,8 +213,19 @@ class World:
     `patience`: real seconds after which the virtual clock waits no longer for a slow step.
     """
 
-    def __init__(self, app: App, partition: Partition, patience: float = math.inf) -> None:
+    def __init__(
+        self,
+        app: App,
+        partition: Partition,
+        patience: float = math.inf,
+        rules: RetentionRules | None = None,
+        *,
+        archives: bool = False,
+    ) -> None:
+        """`rules`: how long ended runs are kept; `archives`: whether they go to an archive then."""
         self.app = app
+        self.archive = MemoryArchive() if archives else None
+        self._retention = None if rules is None else Retention(rules)
         self.partition = partition
         self.stubs = Stubs(app)
         self.now = BEGIN_MS
@@ -283,6 +298,35 @@ class World:
         self.post("start", run_id, payload, header)
         return b""
 
+    def move_to_archive(self, run_id: str) -> None:
+        """Of a run that has ended; without an archive it is deleted."""
+        record = self.records[run_id]
+        if self.archive is not None:
+            published = dict(record.published)
+            self.archive.add(ArchivedRun(run_id, record.header, record.state, list(record.transitions), published))
+        self.forget(run_id)
+
+    def restore(self, run: ArchivedRun) -> Header:
+        """Put a run back, unless another one has its id. Returns the header of the one that has it then."""
+        found = self.records.get(run.run_id)
+        if found is not None:
+            return found.head
+        self._changed()
+        record = self.records[run.run_id] = Record(run.header, self.changes)
+        record.state, record.transitions, record.published = run.state, list(run.transitions), dict(run.published)
+        record.log = [decode_transition(data) for data in run.transitions]
+        self._last = max(self._last, record.head.created, record.head.ended)
+        if self._retention is not None:
+            self._retention.begins(run.run_id, record.head, self.now)
+        return record.head
+
+    def _retire(self) -> None:
+        """What a daemon does about ended runs once a minute."""
+        for run_id, created in () if self._retention is None else self._retention.over(self.now):
+            record = self.records.get(run_id)
+            if record is not None and record.head.created == created and not record.head.is_open:
+                self.move_to_archive(run_id)
+
     def forget(self, run_id: str) -> None:
         """Delete the record of a run that has ended, if there is one: the next run of its id is created later."""
         record = self.records.pop(run_id, None)
@@ -320,6 +364,7 @@ class World:
         if at > self.now:
             self.now = at
             self._changed()
+            self._retire()
 
     def real_wait(self, at: int) -> float:
         """How long (real seconds) the clock may not move to `at` yet: a slow step may still end before that."""
@@ -738,6 +783,8 @@ class World:
             record.transitions.clear()
         record.transitions.append(transition)
         record.published.update(effects.published or {})
+        if effects.ended and self._retention is not None:
+            self._retention.begins(run_id, record.head, self.now)
 
     def _deliver(self, target: str, kind: str, body: bytes) -> None:
         """Deliver a message between runs, as `lua/deliver_messages` does."""

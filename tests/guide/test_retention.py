@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import streamflow as sf
+import streamflow.testing as sft
 from streamflow import actions
 from tests.guide.conftest import Serve
 
@@ -110,3 +112,31 @@ async def test_forget_deletes_it_there_too(serve: Serve, archive: str) -> None:
         assert await client.archived_runs() == []
         with pytest.raises(sf.RunNotFound):
             await client.run("invoice-17").describe()
+
+
+async def test_the_testing_kit_has_retention_and_an_archive() -> None:
+    week = timedelta(days=7)
+    async with sft.Sandbox(app, retention=week, retention_rules="invoice:failed=90d", archive=True) as sandbox:
+        good, bad = await sandbox.start(invoice, "ann"), await sandbox.start(invoice, "nobody")
+        assert await good.result() == "charged ann"
+        with pytest.raises(sf.RunFailed):
+            await bad.result()
+        await sandbox.sleep(week)
+        assert [run.id for run in await sandbox.runs()] == [bad.id], "failed invoices are kept for longer"
+        assert (await good.describe()).archived
+        assert await good.result() == "charged ann"
+        assert [run.id for run in await sandbox.archived_runs(attributes={"customer": "ann"})] == [good.id]
+        await sandbox.restore(good.id)
+        assert not (await good.describe()).archived
+        await sandbox.sleep(week - timedelta(seconds=1))
+        assert not (await good.describe()).archived, "its time began again"
+        await sandbox.sleep(1)
+        assert (await good.describe()).archived
+
+
+async def test_a_sandbox_without_an_archive_deletes_what_is_over() -> None:
+    async with sft.Sandbox(app, retention=60) as sandbox:
+        run = await sandbox.start(invoice, "ann")
+        await sandbox.sleep(61)
+        with pytest.raises(sf.RunNotFound):
+            await run.describe()

@@ -1158,3 +1158,51 @@ async def is_open(run: Any) -> bool:
         return (await run.describe()).version > 0
     except sf.RunNotFound:
         return False
+
+
+# --- the archive ----------------------------------------------------------------------------------------------------
+
+
+@app.workflow
+async def billed(why: str) -> None:
+    sf.publish("stage", "billing")
+    sf.set_attributes(customer="kim")
+    await refuse(why)
+
+
+def without_place(found: Any) -> Any:
+    """Each archive has a place of its own."""
+    return found.partition(" in the archive")[0] if isinstance(found, str) else found
+
+
+@scenario
+async def runs_in_the_archive(stage: Stage) -> Any:
+    client, found = stage.client, list[Any]()
+
+    async def listed() -> list[Any]:
+        page = await client.archived_runs(workflow="billed", attributes={"customer": "kim"})
+        return [(run.id, run.status, run.error, run.archived) for run in page]
+
+    run = await client.start(billed, "no card", id="a")
+    found.append(await caught(run.result()))
+    found += [await caught(client.purge("a")), await caught(client.purge("a")), await listed()]
+    described = await run.describe()
+    found += [described.archived, described.status, described.error, described.attributes, described.attempts]
+    found += [await caught(run.result()), await run.published(), await run.read("stage")]
+    found += [[type(event).__name__ for _, event in [one async for one in run.events()]]]
+    found += [await caught(run.signal("go", 1)), await caught(run.retry()), await caught(run.cancel())]
+    found += [await caught((await run.fork(id="b")).result()), (await client.run("b").describe()).status]
+
+    found.append(without_place(await caught(client.restore("missing"))))
+    await client.restore("a")
+    found += [(await run.describe()).archived, await listed(), await caught(run.retry()), await caught(run.result())]
+    found.append(await caught(client.purge("a")))
+
+    again = await client.start(billed, "no money", id="a")  # another run of this id
+    found += [await caught(again.result()), len(await client.archived_runs(workflow="billed"))]
+    found.append(await caught(client.restore("a")))
+    [older] = await client.archived_runs(workflow="billed")
+    found.append((await client.archived_run("a", created=older.created).describe()).error)
+    found += [await caught(client.forget("a")), await caught(client.forget("a")), await listed()]
+    found.append(await caught(run.describe()))
+    return found

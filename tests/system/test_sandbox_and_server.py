@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio
@@ -64,8 +65,9 @@ class InSandbox:
 class OnServer:
     """`daemon` has the daemon that runs now."""
 
-    def __init__(self, server: EmbeddedServer, daemon: AsyncExitStack, client: sf.Client) -> None:
+    def __init__(self, server: EmbeddedServer, daemon: AsyncExitStack, client: sf.Client, archive: str) -> None:
         self._server = server
+        self._archive = archive
         self._daemon = daemon
         self.client = client
 
@@ -80,7 +82,7 @@ class OnServer:
         await self.begin(app)
 
     async def begin(self, app: sf.App) -> None:
-        daemon = running_daemon(app, self._server, self.client.namespace, crash=False)
+        daemon = running_daemon(app, self._server, self.client.namespace, crash=False, archive=self._archive)
         self._owner = (await self._daemon.enter_async_context(daemon)).owner
 
     async def knows(self, *paused: str) -> None:
@@ -98,7 +100,8 @@ async def on_server(server: EmbeddedServer, namespace: str, *, worker: bool) -> 
             async with running_daemon(app, server, namespace, crash=False):  # creates the namespace
                 pass
             await stack.enter_async_context(running_worker(app, server, namespace, "gpu"))
-        stage = OnServer(server, await stack.enter_async_context(AsyncExitStack()), client)
+        folder = stack.enter_context(TemporaryDirectory())
+        stage = OnServer(server, await stack.enter_async_context(AsyncExitStack()), client, f"file://{folder}")
         await stage.deploy(app)
         yield stage
 
@@ -233,7 +236,7 @@ def compare_times(sandbox: Seen, server: Seen) -> None:
 
 @pytest.mark.parametrize("play", SCENARIOS.values(), ids=SCENARIOS)
 async def test_a_server_does_what_the_sandbox_does(play: Play, embedded_server: EmbeddedServer, namespace: str) -> None:
-    async with sft.Sandbox(app, patience=PATIENCE) as sandbox:
+    async with sft.Sandbox(app, patience=PATIENCE, archive=True) as sandbox:
         expected = alike(await play(InSandbox(sandbox)))
         runs = await seen(sandbox)
     try:
@@ -252,5 +255,7 @@ async def test_a_server_does_what_the_sandbox_does(play: Play, embedded_server: 
 
 @pytest.mark.parametrize("play", SCENARIOS.values(), ids=SCENARIOS)
 async def test_crashes_change_nothing_in_the_sandbox(play: Play) -> None:
-    survived = await sft.survives_crashes(app, lambda sandbox: play(InSandbox(sandbox)), patience=PATIENCE)
+    survived = await sft.survives_crashes(
+        app, lambda sandbox: play(InSandbox(sandbox)), patience=PATIENCE, archive=True
+    )
     assert survived.points > 1

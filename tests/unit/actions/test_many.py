@@ -243,5 +243,21 @@ async def test_a_sandbox_takes_actions_as_a_server_does(tmp_path: Path) -> None:
         outcome = await actions.bulk(sandbox, actions.Cancel(), file=tmp_path / "d", rate=0, status="running")
         assert outcome.now == {"cancelled": 3}
         assert (await waiting[0].describe()).status == "cancelled"
-        with pytest.raises(sf.UsageError, match="a sandbox keeps all its runs"):
-            await actions.perform(sandbox, actions.Forget(), waiting[0].id)
+        await actions.perform(sandbox, actions.Forget(), waiting[0].id)
+        with pytest.raises(sf.RunNotFound):
+            await waiting[0].describe()
+        with pytest.raises(sf.UsageError, match="this sandbox has no archive"):
+            await actions.perform(sandbox, actions.Purge(), waiting[1].id)
+
+
+async def test_a_sandbox_with_an_archive_purges_and_restores_many(tmp_path: Path) -> None:
+    up.add("api")
+    async with sft.Sandbox(app, archive=True) as sandbox:
+        runs = [await sandbox.start(enrich, number) for number in range(5)]
+        await actions.bulk(sandbox, actions.Purge(), file=tmp_path / "a", rate=0, workflow="enrich")
+        assert not await sandbox.runs()
+        assert len(await sandbox.archived_runs()) == 5
+        outcome = await actions.bulk(sandbox, actions.Restore(), file=tmp_path / "b", rate=0, workflow="enrich")
+        assert outcome.done == 5
+        assert [await run.result() for run in runs] == list(range(5))
+        assert [run.archived for run in await sandbox.runs()] == [False] * 5
