@@ -121,6 +121,9 @@ class Commands(click.Group):
             code = cast("Any", super()).main(
                 args, prog_name or "streamflow", complete_var, False, windows_expand_args, **extra
             )
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+            code = error.exit_code
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
             message = " ".join(error.format_message().split())  # click spreads a list of choices over several lines

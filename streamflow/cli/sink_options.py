@@ -40,13 +40,14 @@ def _decorator(parameter: inspect.Parameter, kind: type, meta: msgspec.Meta) -> 
     variable = (meta.extra or {}).get("env")
     required = parameter.default is inspect.Parameter.empty
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        default: dict[str, Any] = {} if required else {"default": parameter.default}  # None is a value for click
         return click.argument(
             parameter.name,
             metavar=meta.title,
             required=required,
-            default=None if required else parameter.default,
             envvar=variable,
             callback=_without_password,
+            **default,
         )
     option = f"--{parameter.name.replace('_', '-')}"
     if kind is bool:
@@ -57,10 +58,10 @@ def _decorator(parameter: inspect.Parameter, kind: type, meta: msgspec.Meta) -> 
     elif kind is float:
         value_type = click.FloatRange(min=typing.cast("float", meta.gt), min_open=True)
     shown = f"{parameter.default:g}" if isinstance(parameter.default, float) else parameter.default
-    default = f"  [default: {shown}]" if shown != "" else ""
+    note = f"  [default: {shown}]" if shown != "" else ""
     return click.option(
         option, parameter.name, type=value_type, default=parameter.default, metavar=meta.title,
-        help=f"{meta.description}.{default}",
+        help=f"{meta.description}.{note}",
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ from streamflow.client.run import Decode, NumberedRun, Run
 from streamflow.client.session import Session, Sessions
 from streamflow.client.starting import OnExisting, asked_for, check_existing, own_arguments, replaced
 from streamflow.client.streams import EmittedChunk, StreamFacts, StreamPosition
-from streamflow.client.views import read_view, view_names
+from streamflow.client.views import read_view, view_names, wanted_labels
 from streamflow.client.waiting import ResultWaiter, check_found, check_posted
 from streamflow.client.waits import DESCRIBED_BYTES, WaitReader
 from streamflow.client.with_start import (
@@ -1152,17 +1152,25 @@ class Client:
             forking.check_same(run.id, record, fork, anywhere=anywhere)
         return run
 
-    async def view(self, view: str | View, /, *, since: datetime | None = None, **labels: str | int) -> ViewReading:
+    async def view(
+        self,
+        view: str | View,
+        /,
+        *,
+        since: datetime | None = None,
+        labels: Mapping[str, str | int] | None = None,
+        **more: str | int,
+    ) -> ViewReading:
         """Read a view of an app, as it was merged last: about a second ago.
 
-        `labels`: only keys that have these. `since`: only windows that begin at or after that aware datetime. Raises
-        `UnknownView` if no daemon has counted it yet.
+        `labels`, and all other arguments by their names: only keys that have these labels. `since`: only windows that
+        begin at or after that aware datetime. Raises `UnknownView` if no daemon has counted it yet, and `UsageError`
+        for a `since` that isn't a time: a label of that name is one of `labels`.
 
         >>> cost = await client.view("cost", tenant="acme")
         >>> cost.rows[0].key["model"], cost.rows[0].value
         """
-        found = {name: str(value) for name, value in labels.items()}
-        return await read_view(self.store, self.keys, view, found, since)
+        return await read_view(self.store, self.keys, view, wanted_labels(labels, more, since), since)
 
     async def views(self) -> list[str]:
         """The names of the views of apps that daemons have counted."""
@@ -1257,6 +1265,8 @@ class Client:
                 async for chunk in chunks:
                     yield chunk
             except RunNotFound as missing:
+                if position.has_begun:
+                    raise
                 raise await self._only_archived(run_id, created, missing, ", without its stream") from None
 
     async def _stream_facts(self, run_id: str, created: int) -> StreamFacts | None:

@@ -27,7 +27,7 @@ from msgspec import Raw
 from streamflow.client.pipelines import Batcher
 from streamflow.client.rings import Rings
 from streamflow.client.waiting import check_found
-from streamflow.errors import StoreMisconfigured, UsageError
+from streamflow.errors import RunNotFound, StoreMisconfigured, UsageError
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import decode_header
 from streamflow.store.kernel import ChunkPage, Kernel
@@ -91,6 +91,8 @@ class StreamPosition(msgspec.Struct):
     made: str = ""
     entry: int = 1
     number: int = 0
+    has_begun: bool = False
+    """Something was read, so the run was there."""
 
 
 class StreamFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,7 +146,13 @@ class StreamReader:
                     bell.clear()
                 read = self._kernel.read_chunks(shard, run_id, position.made, position.entry, READ_BYTES)
                 page = await self._batcher.call(read)
-                created = check_found(page.header, run_id, created)
+                try:
+                    created = check_found(page.header, run_id, created)
+                except RunNotFound:
+                    if not position.has_begun:
+                        raise
+                    raise gone_meanwhile(run_id) from None
+                position.has_begun = True
                 for chunk in taken(page, position):
                     yield chunk
                 if position.made == page.made and position.entry < page.next:
@@ -170,6 +178,15 @@ class StreamReader:
             return None
         kept = page.total - oldest.number + 1
         return StreamFacts(emitted=page.total, kept=kept, step=newest[-1].step, at=instant_of(newest[-1].at))
+
+
+def gone_meanwhile(run_id: str) -> RunNotFound:
+    """Only a run that has ended is deleted; whether its last chunks had been read isn't known any more."""
+    return RunNotFound(
+        f"run {run_id} has ended, and was deleted or archived before all of its stream was read: what its steps had "
+        f"emitted last is gone. `streamflow show {run_id}` shows the rest, if it is in the archive",
+        run_id,
+    )
 
 
 async def _ring_at(ended: Callable[[], Awaitable[Any]], bell: asyncio.Event) -> None:

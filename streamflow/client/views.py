@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 
-from streamflow.errors import UnknownView
+from streamflow.errors import UnknownView, UsageError
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.names import check_name
 from streamflow.store.connection import Call, Store
@@ -24,6 +24,17 @@ from streamflow.workflow.view import View
 def view_name(view: str | View) -> str:
     """Raises `InvalidName`."""
     return check_name("view", view.name if isinstance(view, View) else view)
+
+
+def wanted_labels(
+    labels: Mapping[str, str | int] | None, more: Mapping[str, str | int], since: datetime | None
+) -> dict[str, str]:
+    """Of the arguments of `view`. Raises `UsageError`."""
+    if not (since is None or isinstance(since, datetime)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"since={since!r} must be a datetime; for a label of that name: labels={{'since': {since!r}}}")
+    if not (labels is None or isinstance(labels, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"labels={labels!r} must have values by name; for a label of that name: {{'labels': …}}")
+    return {name: str(value) for name, value in {**(labels or {}), **more}.items()}
 
 
 async def read_view(

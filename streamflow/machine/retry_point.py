@@ -287,7 +287,11 @@ def not_again(run_id: str, again: AgainRequest, error: CannotRetry, failure: Fai
 def no_child(run_id: str, again: AgainRequest) -> FailedChild:
     """What the parent of a child gets that isn't there."""
     parent = parent_link(again.parent) or ParentLink("", 0, 0)
-    failure = Failure("RunNotFound", f"child run {run_id} can't go on: it was forgotten, or its id is another run's")
+    text = (
+        f"child run {run_id} can't go on: it is not on the server. If it is in the archive, `streamflow restore "
+        f"{run_id}` puts it back, and then retry this run again; it may have been forgotten, or its id is another run's"
+    )
+    failure = Failure("RunNotFound", text)
     return FailedChild(parent.seq, again.workflow, failure, False, parent.created, run_id, again.id)
 
 

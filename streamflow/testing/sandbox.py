@@ -62,7 +62,7 @@ from streamflow.client.pipelines import Origin
 from streamflow.client.run import NumberedRun
 from streamflow.client.starting import OnExisting, asked_for, check_existing, may_replace, own_arguments
 from streamflow.client.streams import EmittedChunk, StreamPosition
-from streamflow.client.views import unknown_view, view_name
+from streamflow.client.views import unknown_view, view_name, wanted_labels
 from streamflow.client.waiting import not_found
 from streamflow.client.waits import RunOwner, pause_of_workflow
 from streamflow.client.with_start import (
@@ -277,7 +277,15 @@ class Sandbox:
             if full_run_id(run_id, self.world.partition, tenant, workflow) not in self.world.records:
                 return run_id
 
-    async def view(self, view: str | View, /, *, since: datetime | None = None, **labels: str | int) -> ViewReading:
+    async def view(
+        self,
+        view: str | View,
+        /,
+        *,
+        since: datetime | None = None,
+        labels: Mapping[str, str | int] | None = None,
+        **more: str | int,
+    ) -> ViewReading:
         """Read a view of the app, as `client.view`: when nothing happens any more at this time of the virtual clock.
         What the code of the view raises is raised here.
 
@@ -290,7 +298,7 @@ class Sandbox:
         if definition is None:
             raise UnknownView(unknown_view(name, sorted(self.world.app.views)))
         found = counted(definition, self.world.log.by_run(), self.world.now)
-        wanted = {label: str(value) for label, value in labels.items()}
+        wanted = wanted_labels(labels, more, since)
         return reading(name, found, wanted, 0 if since is None else round(since.timestamp() * 1000))
 
     async def views(self) -> list[str]:

@@ -172,6 +172,20 @@ async def test_a_child_that_was_forgotten_is_not_found(again: bool) -> None:
         assert found.value.failure.fields["run_id"] == "kid"
 
 
+async def test_a_child_in_the_archive_is_restored_before_its_parent_is_retried() -> None:
+    async with sft.Sandbox(app, archive=True) as sandbox:
+        sandbox.stub(act, raises=ConnectionError("down"), times=1)
+        run = await sandbox.start(alone, "a")
+        await failed(run)
+        await sandbox.purge("kid")
+        await run.retry()
+        with pytest.raises(sf.RunFailed, match="streamflow restore kid"):
+            await run.result()
+        await sandbox.restore("kid")
+        await run.retry()
+        await run.result()
+
+
 async def test_a_child_that_somebody_cancelled_stays_cancelled() -> None:
     @app.workflow
     async def one() -> str:

@@ -163,6 +163,23 @@ async def test_a_view_that_nobody_has_is_refused_with_those_there_are(serve: Ser
             await client.view("tokn")
 
 
+async def test_any_label_filters_also_one_that_an_argument_is_called() -> None:
+    own = sf.App()
+
+    @own.workflow
+    async def buying(year: int) -> None:
+        sf.record("cents", 5, since=year, labels="x")
+
+    own.view(sf.total("cents"), name="paid", by=["since", "labels"])
+    async with sft.Sandbox(own) as sandbox:
+        for year in (2024, 2025):
+            await (await sandbox.start(buying, year)).result()
+        found = await sandbox.view("paid", labels={"since": 2024, "labels": "x"})
+        assert [row.key["since"] for row in found.rows] == ["2024"]
+        with pytest.raises(sf.UsageError, match="for a label of that name"):
+            await sandbox.view("paid", since=2024)  # pyright: ignore[reportArgumentType]
+
+
 async def test_the_testing_kit_counts_without_a_server() -> None:
     async with sft.Sandbox(app) as sandbox:
         for tenant in ("acme", "beta"):

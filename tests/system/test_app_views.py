@@ -343,6 +343,9 @@ async def test_commands_print_views_and_remove_them(
         exact = await shell.data("view", "paid", "--by", "currency=usd")
         assert [(row["key"], row["value"]) for row in exact["windows"][0]["rows"]] == [({"currency": "usd"}, 2)]
         assert "known views: others, paid" in await shell("view", "pad", code=2)
+        assert "has no label 'tenant'; it has: currency" in await shell("view", "paid", "--by", "tenant=x", code=2)
+        assert "known views: others, paid" in await shell("views", "rebuild", "pad", code=2)
+        assert "known views: others, paid" in await shell("views", "remove", "pad", code=2)
         assert "count view paid again" in await shell("views", "rebuild", "paid")
     assert (await shell.data("views", "remove", "paid"))["view"] == "paid"
     assert await shell.data("view") == [await shell.data("view", "others")]

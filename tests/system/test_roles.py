@@ -24,6 +24,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 import streamflow as sf
+from streamflow import sinks
 from streamflow.cli import cli
 from streamflow.daemon import namespace_figures
 from streamflow.daemon.daemon import Daemon
@@ -38,6 +39,7 @@ from streamflow.store.inspection import NO_SUCH_SCRIPT, missing_permissions
 from streamflow.store.node import Node
 from streamflow.store.roles import ACCESS, Rights, Role, commands_of, rights
 from streamflow.store.scripts import load_scripts
+from streamflow.triggers.serving import serve_pulled
 from streamflow.worker import claims
 from streamflow.worker.worker import Worker
 from tests.conftest import REDIS_SERVER, SERVERS
@@ -118,6 +120,20 @@ class Flows:
             return sf.Decision(state + 1)
 
         self.waits = waits
+        self.child = child
+        app.view(sf.count(), name="ended", kinds=[RunCompleted], by=["workflow"])
+
+    def add_triggers(self, folder: Path) -> None:
+        """Of the kinds that read from the namespace."""
+        app, child = self.app, self.child
+
+        @app.trigger(sf.triggers.files(folder, "*.txt", settle=0.01))
+        def dropped(delivery: sf.triggers.Delivery[sf.triggers.File]) -> sf.triggers.Action:
+            return sf.triggers.start(child, 3, id="dropped")
+
+        @app.trigger(sf.triggers.completed("large"))
+        def followed(delivery: sf.triggers.Delivery[sf.triggers.Completed[str]]) -> sf.triggers.Action:
+            return sf.triggers.start(child, 4, id="followed")
 
 
 class Site:
@@ -259,6 +275,7 @@ async def whole_flow(site: Site, tmp_path: Path) -> None:
             await daemon.records.run_once()
             flows.go.set()
             assert [await run.result(DEADLINE) for run in runs] == [2] * 8
+            await _sinks_and_triggers(site, client, flows, tmp_path)
             await _commands_of_a_client(site, client)
             await _looks(site, Role.VIEWER)
             await anyio.to_thread.run_sync(_tail, site, Role.VIEWER)
@@ -333,6 +350,31 @@ async def _commands_of_a_client(site: Site, client: sf.Client) -> None:
     await run("groups", "remove", "billing", "--yes")
     await _archiving(site)
     await _mending(site, client)
+
+
+async def _sinks_and_triggers(site: Site, client: sf.Client, flows: Flows, tmp_path: Path) -> None:
+    """Processes of a client: they read what is committed, and start runs."""
+    lines = tmp_path / "events.jsonl"
+    await sinks.run(client, sinks.Jsonl(str(lines)), group="jsonl", kinds=["RunCompleted"], once=True)
+    assert "RunCompleted" in lines.read_text()
+    await site.run(Role.CLIENT, "groups", "remove", "jsonl", "--yes")
+    folder = tmp_path / "dropped"
+    folder.mkdir()
+    flows.add_triggers(folder)
+    (folder / "a.txt").write_text("x")
+    async with anyio.create_task_group() as serving:
+        serving.start_soon(serve_pulled, client, list(flows.app.triggers.values()))
+        await until(lambda: _has_run(client, "dropped"))
+        while not await _has_run(client, "followed"):  # it begins with what completes when it is served
+            await site.run(Role.CLIENT, "enqueue", "large", "--wait")
+        serving.cancel_scope.cancel()
+    for group in await client.groups():
+        await site.run(Role.CLIENT, "groups", "remove", group.name, "--yes")
+    assert "ended" in await site.run(Role.VIEWER, "view")
+
+
+async def _has_run(client: sf.Client, run_id: str) -> bool:
+    return (await client.find(run_id)).ids == [run_id]
 
 
 async def _archiving(site: Site) -> None:

@@ -148,3 +148,22 @@ async def test_a_reader_that_was_away_misses_nothing(serve: Serve) -> None:
                         break
         assert seen == list(range(1, 101))
         assert await run.result(DEADLINE) == 100
+
+
+async def test_who_reads_a_stream_while_its_run_is_deleted_is_told_so(serve: Serve) -> None:
+    """A reader that has stopped at a chunk: by the time that it goes on, the run has ended and is gone."""
+    counter = Counter()
+    counter.let(1)
+    async with serve(counter.app) as (client, _):
+        run = await client.start(counter.counts, 3, id="counted")
+        async with aclosing(run.stream(int)) as chunks:
+            assert (await anext(chunks)).value == 1
+            counter.let(3)
+            assert await run.result(DEADLINE) == 3
+            assert await client.forget(run.id)
+            with pytest.raises(sf.RunNotFound, match="was deleted or archived before all of its stream was read"):
+                async for _ in chunks:
+                    pass
+        with pytest.raises(sf.RunNotFound, match="no run"):
+            async for _ in run.stream(int):
+                pass

@@ -5,6 +5,7 @@ Owns: its arguments and output. Must not: count anything. Called by: the group i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,8 @@ from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import make_console, plain_value, print_drawn, print_json
+from streamflow.errors import UsageError
+from streamflow.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from streamflow.views.reading import ViewReading
@@ -52,7 +55,10 @@ def view(
     async def fetch() -> list[ViewReading]:
         async with open_client(redis, namespace) as client:
             names = [name] if name is not None else await client.views()
-            return [await client.view(one, **wanted) for one in names]
+            found = [await client.view(one, labels=wanted) for one in names]
+        for one in found if name is not None else []:
+            _check_labels(one, wanted)
+        return found
 
     found = run_async(fetch)
     if as_json:
@@ -70,6 +76,15 @@ def view(
 def _json(reading: ViewReading, windows: int) -> dict[str, Any]:
     found = plain_value(reading)
     return {**found, "windows": found["windows"][:windows]}
+
+
+def _check_labels(reading: ViewReading, labels: Iterable[str]) -> None:
+    """Of keys that a function makes no names are known. Raises `UsageError`."""
+    for label in labels if reading.by else ():
+        if label not in reading.by:
+            known = ", ".join(reading.by)
+            suggestion = did_you_mean(label, reading.by)
+            raise UsageError(f"view {reading.name} has no label {label!r}{suggestion}; it has: {known}")
 
 
 def _label(text: str) -> tuple[str, str]:

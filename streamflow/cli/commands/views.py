@@ -12,6 +12,7 @@ from streamflow.cli.connection import open_client, server_time_ms
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import print_json
+from streamflow.errors import UsageError
 
 
 @click.command()
@@ -34,7 +35,7 @@ def views(action: str, name: str | None, redis: str | None, namespace: str | Non
       streamflow views rebuild
       streamflow views remove cost
     """
-    from streamflow.client.views import forget_view
+    from streamflow.client.views import forget_view, unknown_view
     from streamflow.daemon.rollup import rebuild_views
     from streamflow.store.connection import Call
 
@@ -52,7 +53,14 @@ def views(action: str, name: str | None, redis: str | None, namespace: str | Non
         async with open_client(redis, namespace) as client:
             shards = (await client.read_namespace()).shards
             now_ms = await server_time_ms(client)
-            return await forget_view(client.store, client.kernel, shards, view, now_ms, merged=action == "remove")
+            known = await client.views()
+            is_removed = action == "remove"
+            if not is_removed and view not in known:
+                raise UsageError(unknown_view(view, known))
+            parts = await forget_view(client.store, client.kernel, shards, view, now_ms, merged=is_removed)
+            if not parts and view not in known:
+                raise UsageError(unknown_view(view, known))
+            return parts
 
     if name is not None:
         parts = run_async(lambda: forget(name))
@@ -61,7 +69,7 @@ def views(action: str, name: str | None, redis: str | None, namespace: str | Non
         elif action == "remove":
             click.echo(f"removed view {name}, which {parts:,} shards had counted")
         else:
-            click.echo(f"daemons count view {name} again in {parts:,} shards, from what the logs still have")
+            click.echo(f"daemons count view {name} again in {parts:,} shards, from logs, records and archive")
         return
     entries, shards, members = run_async(rebuild)
     if members:

@@ -10,7 +10,7 @@ from rich.text import Text
 from streamflow.screen.columns import Column, table
 from streamflow.screen.panels.panel import MAX_NAME, Panel, count_cell
 from streamflow.screen.sanitize import safe_text
-from streamflow.screen.style import BAD, FAINT, duration
+from streamflow.screen.style import BAD, FAINT, WARN, duration
 from streamflow.status.model import NamespaceStatus, SubscriberGroup
 
 _COLUMNS = (
@@ -23,14 +23,14 @@ _COLUMNS = (
 
 
 def groups_panel(status: NamespaceStatus, width: int) -> Panel | None:
-    """The group that is furthest behind first."""
+    """The group that is furthest behind first. The name of one that is held up stands out: the header says by what."""
     if not status.groups:
         return None
     rows = [
         [
-            safe_text(group.name, limit=MAX_NAME),
+            safe_text(group.name, WARN if group.trouble else "", MAX_NAME),
             count_cell(group.waiting),
-            Text(duration(group.behind_ms), style="" if group.waiting else FAINT),
+            Text(duration(group.behind_ms)) if group.waiting else Text("–", style=FAINT),
             count_cell(group.lost, BAD),
             _consumers_cell(group),
         ]

@@ -27,7 +27,7 @@ COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
     *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
     *("signal", "ask", "read", "retry", "fork", "cancel", "terminate", "forget", "acl", "logs"),
-    *("pause", "resume"),
+    *("pause", "resume", "view", "purge", "restore"),
 ]
 NO_SERVER = ("demo", "acl", "logs")
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
@@ -230,6 +230,21 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: 
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("group", [["groups"], ["sink"], ["trigger"], ["trigger", "quarantine"], ["quarantine"]])
+def test_a_group_of_commands_by_itself_lists_them_as_its_help_does(group: list[str]) -> None:
+    result = invoke(*group)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == invoke(*group, "--help").stdout
+
+
+@pytest.mark.parametrize(("sink", "argument"), [("jsonl", "TARGET"), ("kafka", "BROKERS"), ("webhook", "URL")])
+def test_a_sink_without_its_target_is_wrong_usage(sink: str, argument: str) -> None:
+    result = invoke("sink", sink)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: missing argument '{argument}'")
 
 
 def test_a_worker_without_a_server_reports_it() -> None:
