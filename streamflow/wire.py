@@ -421,6 +421,16 @@ def partition_name(queue: str, number: int) -> str:
     return f"partition {number} of queue {queue}"
 
 
+class StorageWait(msgspec.Struct, frozen=True):
+    """A run that waits for storage at a daemon. `what`: for what, in words; `error`: why storage hasn't given it."""
+
+    shard: int
+    run_id: str
+    what: str
+    seconds: float
+    error: str = ""
+
+
 class Heartbeat(msgspec.Struct, kw_only=True):
     """What a daemon reports about itself with each heartbeat; the field names are those of the JSON on the server.
 
@@ -482,6 +492,10 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     silent: list[StepBeat] = []
     """Steps that it runs and that have sent heartbeats, and then none for long, the longest first."""
     silent_steps: int = 0
+    """How many these are in all."""
+    storage_waits: list[StorageWait] = []
+    """Runs of its shards that wait for storage for long, the longest first."""
+    put_off: int = 0
     """How many these are in all."""
 
 

@@ -152,6 +152,17 @@ class WaitReader:
         note = paused_workflows(notes or {}).get(header.workflow)
         if note is not None and not any(wait.kind == "pause" for wait in waits):
             located.append(pause_of_workflow(note))
+        for beat in members.values():
+            located += [
+                Wait(
+                    kind="storage",
+                    name=one.what,
+                    why=one.error[:MAX_WHY],
+                    since=_instant(int(now - 1000 * one.seconds)),
+                )
+                for one in beat.storage_waits
+                if (one.shard, one.run_id) == (shard, run_id)
+            ]
         stands = next((wait.since for wait in waits if wait.kind == "pause"), None)
         for wait in waits:
             if stands is not None and wait.until is not None and wait.until >= stands:

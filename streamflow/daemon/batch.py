@@ -16,6 +16,7 @@ import msgspec
 
 from streamflow.daemon.failure_log import Noted
 from streamflow.daemon.paused import CHANGES, behind_cancel, keeps_stuck, pause_wanted, paused_text
+from streamflow.daemon.put_off import POSTPONED, take_returned
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import Failure, UsageError
@@ -183,6 +184,8 @@ class ShardBatch:
         """Bytes of the inputs."""
         self.divided: set[str] = set()
         """Runs for which more waits than they get now."""
+        self.alone: set[str] = set()
+        """Runs that get what they have waited with, and nothing else."""
         self.size = 0
         """Bytes that the commit writes."""
         self.notifications: list[tuple[str, bytes]] = []
@@ -216,12 +219,16 @@ class ShardBatch:
         """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
+        if shard.returned:
+            self.alone.update(take_returned(shard, work, RUNS))
         if shard.careful or shard.aside:
             self._set_aside()
         size = count = 0
         for run_id in list(shard.inputs)[:RUNS]:
             if size >= BYTES or count >= INPUTS:
                 break
+            if run_id in self.alone:
+                continue
             inputs = shard.inputs.pop(run_id)
             run_work = work[run_id] = RunWork([], inputs)
             before = size
@@ -242,7 +249,7 @@ class ShardBatch:
                 self.batch.acks.append(message.id)
                 continue
             run_work = work.get(message.run_id)
-            if run_work is not None and self._has_enough(message.run_id, run_work):
+            if run_work is not None and (message.run_id in self.alone or self._has_enough(message.run_id, run_work)):
                 later.append(message)
                 continue
             size += len(message.body)
@@ -283,7 +290,7 @@ class ShardBatch:
         """Move what waits for the turn of this run into this batch, up to the limit."""
         shard = self.shard
         aside = shard.aside.pop(run_id)
-        work = self.work[run_id] = RunWork()
+        work = self.work[run_id] = RunWork(found=aside.found)
         work.inputs = aside.inputs
         size = self._divide(run_id, work, 0)
         taken = 0
@@ -377,6 +384,8 @@ class ShardBatch:
                 self._reduce_runs(app, namespace, at, watch)
         finally:
             watch.code_of("", 0)
+        if self.shard.postponed:
+            self._postpone(at + POSTPONED)
         for message in self.child_conflicts:
             self._refuse_child(message, namespace)
         for message, reason in self.poisoned:
@@ -397,6 +406,15 @@ class ShardBatch:
                 )
             )
             self.logged += len(event) + IN_LOG
+
+    def _postpone(self, due: int) -> None:
+        """Put off the due times of runs that wait for storage."""
+        shard = self.shard
+        for run_id in shard.postponed & shard.put_off.keys():
+            self.batch.plans.append((run_id, due))
+            if run_id in shard.live:
+                shard.live[run_id].plan = due
+        shard.postponed.clear()
 
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:
         sends, puts, attempts = self.sends, self.batch.puts, self.batch.attempts

@@ -77,7 +77,7 @@ class CarefulTurns:
 
     def waits_only(self, shard: OwnedShard) -> bool:
         """Whether nothing of this shard can be done but such code, and that not now: it is woken when it can."""
-        if not shard.aside or shard.inbox or shard.inputs or shard.sent:
+        if not shard.aside or shard.inbox or shard.inputs or shard.sent or shard.returned:
             return False
         is_late = self.is_late(shard)
         if is_late:
@@ -130,7 +130,8 @@ class CarefulTurns:
         owner had in hand waits, or steps of it are open that ran when that ended."""
         self.is_running = False
         shard, run_id = batch.shard, batch.careful
-        if batch.applied and run_id not in shard.aside:
+        waits = run_id in shard.aside or run_id in shard.put_off or run_id in shard.returned
+        if batch.applied and not waits:
             live = shard.live.get(run_id)
             if live is None or not shard.careful.get(run_id, set()) & live.machine.steps.keys():
                 shard.careful.pop(run_id, None)

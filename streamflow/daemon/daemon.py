@@ -387,6 +387,7 @@ class Daemon:
         stopped = self._troubles.current(stops=True)
         beats = beats_of(self.executor.reporting(), self.settings.silent_after, time.perf_counter())
         silent = [beat for beat in beats if beat.silent]
+        put_off, storage_waits = self.owner.put_off.waits()
         return Heartbeat(
             name=self.member,
             started=self._started,
@@ -415,4 +416,6 @@ class Daemon:
             moved=owner.moves.lately(),
             silent=silent[:MOST_SILENT],
             silent_steps=len(silent),
+            storage_waits=storage_waits,
+            put_off=put_off,
         )

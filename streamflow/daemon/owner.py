@@ -30,6 +30,7 @@ from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.moves import Moves
 from streamflow.daemon.paused import keeps_stuck, pause_of_fork, pause_wanted
 from streamflow.daemon.paused_workflows import PausedWorkflows
+from streamflow.daemon.put_off import RunsPutOff
 from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import (
@@ -185,6 +186,7 @@ class Owner:
         self.paused = PausedWorkflows(self.shards, executor, self.suspects, self.wake, self.touch)
         self.is_alive: Callable[[str], bool] = lambda _: False
         self.careful = CarefulTurns(context.store, self.suspects, self.active, self.wake, self.wake_up)
+        self.put_off = RunsPutOff(context, self.wake, self.drop)
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._batches: dict[int, ShardBatch] = {}
@@ -255,6 +257,7 @@ class Owner:
             return
         shard.dropped = True
         self.lost_writes.dropped(shard)
+        self.put_off.dropped(shard)
         under_way = self._batches.pop(shard.number, None)
         self.recent_commits.dropped(shard, under_way if under_way is not None and under_way.shard is shard else None)
         if self.shards.get(shard.number) is shard:
@@ -414,6 +417,8 @@ class Owner:
         batch = self._batches[shard.number] = ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
         batch.paused = self.paused.notes
         batch.logs_whole = self.logs_whole
+        if shard.put_off:
+            self.put_off.keep_back(shard)
         return batch
 
     def _take_batches(self, taken: list[OwnedShard]) -> list[ShardBatch]:
@@ -561,6 +566,8 @@ class Owner:
             if careful:
                 await self.careful.mark(batches[0])
             await self._load(batches)
+            if self.put_off:
+                self._put_off(batches)
             at = self._clock.now_ms()
             committing: list[tuple[ShardBatch, Call[Committed]]] = []
             size = 0
@@ -607,6 +614,23 @@ class Owner:
                     del self._batches[shard.number]
                 if shard.has_work or len(shard.sent) >= SENT:
                     self.wake(shard)
+
+    def _put_off(self, batches: list[ShardBatch]) -> None:
+        """Leave out the runs that can't be reduced yet. They may be evicted meanwhile, unless their steps run here."""
+        for batch in batches:
+            shard = batch.shard
+            if shard.dropped:
+                continue
+            try:
+                waiting = self.put_off.look_at_inputs(shard, batch.work)
+            except Exception as error:
+                self._defect(shard, error)
+                continue
+            for run_id in waiting:
+                live = shard.live.get(run_id)
+                if live is not None and not live.machine.in_flight:
+                    self._idle[run_id] = shard
+        self.put_off.ask()
 
     def _defect(self, shard: OwnedShard, error: Exception) -> None:
         """An error in this code, or from data that nobody thought of: what is in memory can't be trusted."""
@@ -721,6 +745,7 @@ class Owner:
         """Bring runs into memory for one turn of the event loop. True if that was all."""
         with one_seal():
             loaded = next(turns, None)
+        self.put_off.ask()
         for batch, run_id in loaded or ():  # not in the seal: steps are started
             shard = batch.shard
             live = shard.live.get(run_id)
@@ -749,6 +774,10 @@ class Owner:
                 batch.work[run_id].loaded = False
             elif record:
                 try:
+                    if self.put_off:
+                        record = self.put_off.whole_record(shard, batch.work, run_id, record)
+                        if record is None:
+                            continue
                     for _ in self._rehydrate(batch, run_id, record):
                         if time.monotonic() > ends:
                             yield loaded

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -83,6 +84,29 @@ class RunWork(msgspec.Struct):
     """The run starts with these, by its start message, so it doesn't have to be loaded."""
     loaded: bool = False
     """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
+    found: dict[Any, Any] = {}
+    """What storage has given for it (`put_off.py`)."""
+
+
+class PutOffRun(msgspec.Struct):
+    """A run that waits for storage (`put_off.py`), or has waited. `what`: for what, in words; `since`: monotonic s."""
+
+    work: RunWork
+    what: str
+    since: float
+    later: RunWork = msgspec.field(default_factory=RunWork)
+    """What has come for it meanwhile."""
+    tries: int = 0
+    error: str = ""
+    """Why storage hasn't given it."""
+    size: int = 0
+    """Of its messages in memory."""
+    spilled: str = ""
+    """The first of the messages behind these that are only in the inbox, because there was no room for them, and..."""
+    spilled_to: str = ""
+    """...the last."""
+    reads_again: bool = False
+    """It waits only for these."""
 
 
 class StepRecord:
@@ -208,6 +232,12 @@ class OwnedShard:
         """Runs that are parked because their code has ended several processes, and that is not recorded yet."""
         self.orphans: set[str] = set()
         """Those of them whose steps it ran, and that have not been loaded yet."""
+        self.put_off: dict[str, PutOffRun] = {}
+        """Runs that wait for storage (`put_off.py`), and..."""
+        self.returned: dict[str, PutOffRun] = {}
+        """...those that it has answered, until the next batch."""
+        self.postponed: set[str] = set()
+        """Runs that wait for storage, and whose due times the next commit puts off."""
         self.aside: dict[str, RunWork] = {}
         """Inputs of such runs, until it is their turn."""
         self.leaving = False
@@ -239,7 +269,7 @@ class OwnedShard:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inbox or self.inputs or self.aside)
+        return bool(self.inbox or self.inputs or self.aside or self.returned or self.postponed)
 
     @property
     def is_at_rest(self) -> bool:
@@ -248,6 +278,7 @@ class OwnedShard:
         return not (
             self.live
             or self.has_work
+            or self.put_off
             or self.busy
             or self.sent
             or self.offset != self.folded
@@ -367,6 +398,8 @@ class OwnedShard:
     def outcomes(self) -> dict[str, list[Outcome]]:
         """Outcomes by run that no commit has recorded yet."""
         waiting = [*self.inputs.items(), *((run_id, work.inputs) for run_id, work in self.aside.items())]
+        for run_id, entry in (*self.returned.items(), *self.put_off.items()):
+            waiting += [(run_id, entry.work.inputs), (run_id, entry.later.inputs)]
         found: dict[str, list[Outcome]] = {}
         for run_id, inputs in waiting:
             found.setdefault(run_id, []).extend(item for item in inputs if isinstance(item, Outcome))
@@ -376,6 +409,8 @@ class OwnedShard:
         """The attempts of a run, by number and attempt, whose outcomes no commit has recorded yet."""
         aside = self.aside.get(run_id)
         waiting = [*self.inputs.get(run_id, ()), *(aside.inputs if aside else ())]
+        for entry in (self.returned.get(run_id), self.put_off.get(run_id)):
+            waiting += (*entry.work.inputs, *entry.later.inputs) if entry else ()
         return {(item.seq, item.attempt) for item in waiting if isinstance(item, Outcome)}
 
     def plan_due(self, due: int) -> bool:

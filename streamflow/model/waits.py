@@ -72,7 +72,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     `kind`: `signal` or `question` (`name`, and the `type` that the code asks for, empty if any), `step`, `child` (a run
     of the workflow `name`, by `run_id`), `timer` (`name` is `timeout()` if it limits a block), `pause` (somebody has
     paused it, or its workflow, as `name` says: `run` or `workflow`; `why`: who, and what for), `code` (the run is
-    stuck: `why`), `start` (no daemon has taken it yet, or its start is delayed, with `until`), `message` (a signal or
+    stuck: `why`), `storage` (what it needs is in storage that hasn't given it yet: `name`; `why` says what is wrong),
+    `start` (no daemon has taken it yet, or its start is delayed, with `until`), `message` (a signal or
     question; which one isn't recorded: it is a reducer, or its last transition is of an earlier release).
 
     `seq`: the number of the step, child or timer. `since`: when it began. `until`: when a signal or question times out,

@@ -60,6 +60,8 @@ def wait_text(wait: Wait, now_ms: int) -> str:
             return f"the end of {what} {wait.why}".rstrip()
         case "code":
             return "other code"
+        case "storage":
+            return f"storage, for {wait.name}" + (f": {wait.why}" if wait.why else "")
         case "start":
             if left is None or left <= 0:
                 return "a daemon that begins it"

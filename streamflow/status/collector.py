@@ -46,6 +46,7 @@ from streamflow.status.model import (
     daemon_from,
     shards_from,
     silent_from,
+    storage_waits_from,
 )
 from streamflow.status.queues import queues_of
 from streamflow.store.connection import Call
@@ -181,6 +182,7 @@ class StatusCollector:
         alive = self._alive()
         beats = {row.id: row.heartbeat for row in status.daemons if row.id in alive}
         status.silent, status.silent_steps = silent_from(beats, live)
+        status.storage_waits = storage_waits_from(beats.values())
         gone = {} if isinstance(served, StoreError) else unserved_ms(served, status.as_of)
         status.as_of += self._ahead(status)
         _put_views(status, cast("Sequence[bytes | None]", merged))

@@ -17,7 +17,7 @@ from streamflow.model.waits import Wait
 from streamflow.store.pauses import Pause
 from streamflow.store.workers import WorkerHeartbeat
 from streamflow.views.reading import ViewReading
-from streamflow.wire import Heartbeat
+from streamflow.wire import Heartbeat, StorageWait
 
 
 class Server(msgspec.Struct, kw_only=True):
@@ -167,6 +167,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """Steps that may hang, the longest silent first; of each process the first ones only."""
     silent_steps: int = 0
     """How many these are in all."""
+    storage_waits: list[StorageWait] = []
+    """Runs that wait for storage, the longest first; of each daemon the first ones only."""
     unserved: list[UnservedWorkflow] = []
     """Workflows that no daemon has any more and that have open runs, the most first."""
     paused: dict[str, Pause] = {}
@@ -223,6 +225,11 @@ def shards_from(heartbeats: Mapping[str, Heartbeat], total: int, alive: Iterable
     return [Shard(number=number, owner=owners.get(number, "")) for number in range(total)]
 
 
+def storage_waits_from(daemons: Iterable[Heartbeat]) -> list[StorageWait]:
+    """The runs that wait for storage at these daemons, the longest first."""
+    return sorted((wait for beat in daemons for wait in beat.storage_waits), key=lambda wait: -wait.seconds)
+
+
 def silent_from(daemons: Mapping[str, Heartbeat], workers: Iterable[WorkerHeartbeat]) -> tuple[list[SilentStep], int]:
     """The silent steps of these daemons and workers, which live, the longest first; and how many these are in all."""
     told = [("daemon", beat.name or name, beat.silent, beat.silent_steps) for name, beat in daemons.items()]
@@ -246,7 +253,7 @@ def silent_from(daemons: Mapping[str, Heartbeat], workers: Iterable[WorkerHeartb
 
 # --- as JSON ----------------------------------------------------------------------------------------------------------
 
-_NOT_PRINTED = frozenset({"started", "folds", "silent"})
+_NOT_PRINTED = frozenset({"started", "folds", "silent", "storage_waits"})
 _PRINTED_AS: dict[str, tuple[str, Callable[[DaemonRow], object]]] = {
     "name": ("name", lambda row: row.name),
     "shards": ("shards", lambda row: len(row.heartbeat.shards)),

@@ -83,6 +83,8 @@ def health(status: NamespaceStatus) -> list[Sentence]:
         found.add("warning", "retries_fail", *_storm(storms, status.view("retries")["minutes"]))
     if status.silent:
         found.add("warning", "steps_silent", *_silent(status))
+    if status.storage_waits:
+        found.add("warning", "storage_waits", *_storage_waits(status))
     if status.unserved:
         found.add("warning", "workflow_unserved", *_unserved(status.unserved))
     paused_runs = status.view("runs").get("status", {}).get("paused", 0)
@@ -231,6 +233,14 @@ def _silent(status: NamespaceStatus) -> tuple[str, str]:
     text = f"step {first.name} of {first.run_id}: silent for {duration(1000 * first.seconds)} ({first.kind} "
     text += f"{first.holder} lives)" + (f", and {more:,} more" if more > 0 else "")
     return text, f"streamflow show {shlex.quote(first.run_id)}"
+
+
+def _storage_waits(status: NamespaceStatus) -> tuple[str, str]:
+    """How many runs wait for storage, why the one that has waited longest does, and what shows it."""
+    first = status.storage_waits[0]
+    count = sum(row.heartbeat.put_off for row in status.daemons)
+    text = f"{plural(max(1, count), 'run')} waiting for storage for {duration(1000 * first.seconds)}"
+    return text + (f": {first.error}" if first.error else ""), f"streamflow show {shlex.quote(first.run_id)}"
 
 
 def _unserved(workflows: Sequence[UnservedWorkflow]) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from streamflow.screen.panels import daemons
 from streamflow.settings import Settings
 from streamflow.status.model import DaemonRow, NamespaceStatus, status_json
 from streamflow.store.durability import Lacking
-from streamflow.wire import Heartbeat, decode_heartbeat
+from streamflow.wire import Heartbeat, StorageWait, decode_heartbeat
 from tests.support.fakes import FakeClock
 
 ON_THE_SERVER = {
@@ -43,6 +43,8 @@ ON_THE_SERVER = {
         "moved",
         "silent",
         "silent_steps",
+        "storage_waits",
+        "put_off",
     ),
 }
 PRINTED = [
@@ -63,6 +65,7 @@ PRINTED = [
         "blocked",
         "moved",
         "silent_steps",
+        "put_off",
     ),
 ]
 
@@ -91,6 +94,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
         lost_writes=SimpleNamespace(recent_count=8),
         let_rest=lambda: None,
         moves=SimpleNamespace(lately=lambda: 2),
+        put_off=SimpleNamespace(waits=lambda: (1, [StorageWait(3, "r", "payload", 2.5)])),
     )
     daemon.executor = SimpleNamespace(running=1, waiting=2, started=9, hung=3, reporting=list)
     daemon.reader = SimpleNamespace(buffered=lambda: 4)

@@ -18,7 +18,7 @@ from streamflow.status.collector import FRESH_SECONDS, StatusCollector, rates_at
 from streamflow.status.model import Queue
 from streamflow.store.connection import Call
 from streamflow.store.kernel import WORKERS, Attempt, Batch
-from streamflow.wire import Heartbeat
+from streamflow.wire import Heartbeat, StorageWait
 from tests.conftest import clean_keys
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +103,7 @@ async def test_every_field_of_a_heartbeat_is_in_the_row(client: Client) -> None:
     examples: dict[object, Any] = {int: 7, float: 1.5, str: "x", bool: True, list[int]: [2], dict[str, str]: {"2": "x"}}
     examples[list[BlockedLine]] = [BlockedLine("step crawl", "x.py:1", 600.0, 1, 2.0, "r")]
     examples[list[StepBeat]] = [StepBeat("r", 1, 1, "crawl", 700.0, True)]
+    examples[list[StorageWait]] = [StorageWait(2, "r", "payload", 7.5, "away")]
     sent = Heartbeat(**{field.name: examples[field.type] for field in msgspec.structs.fields(Heartbeat)})
     await client.store.one(client.kernel.heartbeat("a", msgspec.json.encode(sent)))
     [daemon] = (await StatusCollector(client).collect()).daemons

@@ -23,7 +23,7 @@ from streamflow.status.model import (
 )
 from streamflow.status.words import STORM, Sentence, health, needs_a_person
 from streamflow.store.pauses import Pause
-from streamflow.wire import Heartbeat
+from streamflow.wire import Heartbeat, StorageWait
 
 
 def status(beat: Heartbeat | None = None, namespace: str = "default", **fields: Any) -> NamespaceStatus:
@@ -169,6 +169,15 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
             "steps_silent",
             "step model of a-1b: silent for 2 h 58 m (worker gpu-7 lives), and 1 more",
             "streamflow show a-1b",
+        ),
+    ),
+    "storage_waits": (
+        status(Heartbeat(put_off=3), storage_waits=[StorageWait(2, "order-7", "payload", 40.0, "the archive is away")]),
+        Sentence(
+            "warning",
+            "storage_waits",
+            "3 runs waiting for storage for 40 s: the archive is away",
+            "streamflow show order-7",
         ),
     ),
     "workflow_unserved": (
