@@ -13,9 +13,10 @@
 --
 -- KEYS   owner, inbox, kept, outbox
 -- ARGV   expected (the token that the caller saw), nonce, holder, now
--- RETURNS OK token clock delivered final / CONFLICT token holder (of the present owner) / WRONGTYPE key
+-- RETURNS OK token clock delivered final asleep / CONFLICT token holder (of the present owner) / WRONGTYPE key
 -- `delivered`: the last message that is suspect, because the old owner had read it, or one before who ended without a
--- release; '' for none. `final`: the id of the old owner's last commit, '' for none
+-- release; '' for none. `final`: the id of the old owner's last commit, '' for none. `asleep`: how many runs were moved out, '' for
+-- none
 -- @include shared/clock
 -- @include shared/holds
 local owner, inbox, kept, outbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -36,13 +37,13 @@ if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner)
 if not holds(inbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. inbox) end -- nobody could read it
 if not holds(kept, 'string') then return redis.error_reply('WRONGTYPE ' .. kept) end
 if not holds(outbox, 'stream') then return redis.error_reply('WRONGTYPE ' .. outbox) end
-local stored = redis.call('HMGET', owner, 'token', 'holder', 'clock', 'commit', 'sent', 'delivered')
+local stored = redis.call('HMGET', owner, 'token', 'holder', 'clock', 'commit', 'sent', 'delivered', 'asleep')
 local token = stored[1] or ''
 local clock = shard_clock(ARGV[4], stored[3])
 local epoch, holding = string.match(token, '^(%d+):(.*)$')
 if holding == nonce then
   local before = redis.call('HMGET', owner, 'delivered', 'final')
-  return {'OK', token, string.format('%.0f', clock), before[1] or '', before[2] or ''}
+  return {'OK', token, string.format('%.0f', clock), before[1] or '', before[2] or '', stored[7] or ''}
 end
 if token ~= expected then return {'CONFLICT', token, stored[2] or ''} end
 
@@ -65,4 +66,4 @@ for i = 1, #about, 2 do
   end
 end
 redis.call('DEL', kept)
-return {'OK', next_token, now, delivered, final}
+return {'OK', next_token, now, delivered, final, stored[7] or ''}

@@ -14,10 +14,13 @@
 -- `parent` is the link of a start's parent, with its incarnation (streamflow/model/record.py). A signal or cancel that has
 -- one is for the child of that link only, and dropped if that doesn't exist.
 --
--- KEYS   seen, inbox, kept, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts)
+-- KEYS   seen, inbox, kept, owner, waiting, turns, then for each message: run, index, tenant_index (used by starts);
+--        for each run that may sleep: asleep
 -- ARGV   source, now, after, then for each message: number (behind a space the field of its identity, if any), kind,
 --        workflow, tenant, parent, trace, body
--- RETURNS the highest number that was accepted / GAP / WRONGTYPE key / BADNUMBER number
+-- RETURNS the highest number that was accepted / GAP
+--         / ASLEEP (some runs of the shard sleep: call again with all buckets) / WRONGTYPE key / BADNUMBER number
+-- @include shared/asleep
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/inbox
@@ -27,7 +30,8 @@
 local seen, owner, waiting, turns = KEYS[1], KEYS[4], KEYS[5], KEYS[6]
 local FIXED_KEYS = 6
 local source = ARGV[1]
-local count = (#KEYS - FIXED_KEYS) / 3
+local count = (#ARGV - 3) / 7
+local first_bucket = FIXED_KEYS + 3 * count + 1
 local PARENT = '^' .. string.rep('%S+ ', 7) .. '(%S+)' -- the eighth word of a header
 
 if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) end
@@ -61,7 +65,17 @@ local has = {} -- by field
 for i = 3, #wanted do has[wanted[i]] = known[i] end
 local fields = {} -- new ones for `seen`
 local accepted = ' ' .. ARGV[2] .. ' ' .. source -- behind the number in that of an identity
-local clock = shard_clock(ARGV[2], redis.call('HGET', owner, 'clock'))
+local stored = redis.call('HMGET', owner, 'clock', 'asleep')
+local clock, may_sleep = shard_clock(ARGV[2], stored[1]), some_sleep(stored[2])
+if may_sleep then
+  for i = first_bucket, #KEYS do
+    if not holds(KEYS[i], 'hash') then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
+  end
+  for i = 1, count do
+    local needs_run = ARGV[7 * i - 2] == 'start' or ARGV[7 * i + 1] ~= ''
+    if needs_run and not KEYS[first_bucket] and redis.call('EXISTS', KEYS[FIXED_KEYS + 3 * i - 2]) == 0 then return 'ASLEEP' end
+  end
+end
 
 for i = 1, count do
   local at = 7 * i - 3 -- of the message's first argument
@@ -77,6 +91,13 @@ for i = 1, count do
     local id = string.sub(run, run_id_begins(owner))
     local header = (kind == 'start' or parent ~= '') and redis.call('LINDEX', run, 0)
     local is_child_of_parent = header and string.match(header, PARENT) == parent
+    if header == false and may_sleep and KEYS[first_bucket] then
+      local sleeper, digest = header_of_sleeper(KEYS[first_bucket + i - 1], id)
+      if sleeper ~= '' then
+        header = sleeper
+        is_child_of_parent = digest == digest_of_parent(parent == '' and '-' or parent)
+      end
+    end
     if kind ~= 'start' then
       if parent == '' or is_child_of_parent then
         if identity then

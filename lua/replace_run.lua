@@ -11,11 +11,12 @@
 -- besides its input (behind its trace). Refused when memory is short.
 --
 -- KEYS   owner, inbox, kept, waiting, turns, run, index, tenant_index, published, chunks,
---        then for each listing: listing
+--        then for each listing: listing; for each run that may sleep: asleep
 -- ARGV   now (ms; with = before it: when the new run began, which the server has lost), expected, workflow, tenant, trace,
 --        body
 -- RETURNS header (of the run that has the id, with a plus before it if this call created it, = if an earlier one of
---         this start did) / WRONGTYPE key
+--         this start did) / ASLEEP (some runs of the shard sleep: call again with the bucket) / WRONGTYPE key
+-- @include shared/asleep
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/inbox
@@ -25,6 +26,7 @@
 local owner, waiting, turns, run, index, tenant_index, published, chunks =
   KEYS[1], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local FIXED_KEYS = 10
+local bucket, last_listing = bucket_behind(owner)
 local expected, workflow, tenant, trace, body = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
@@ -38,7 +40,7 @@ if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index)
 if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
 if not holds(published, 'hash') then return redis.error_reply('WRONGTYPE ' .. published) end
 if not holds(chunks, 'hash') then return redis.error_reply('WRONGTYPE ' .. chunks) end
-for i = FIXED_KEYS + 1, #KEYS do
+for i = FIXED_KEYS + 1, last_listing do
   if not holds(KEYS[i], 'zset') then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
 
@@ -46,7 +48,12 @@ local identity = string.match(trace, ' [^ ]*(i%x+)$')
 if header ~= '' then
   if identity and string.sub(header, -#identity) == identity then return '=' .. header end
   if header ~= expected or not has_ended(header) then return header end
-  make_way(owner, header, run, published, chunks, FIXED_KEYS + 1)
+  make_way(owner, header, run, published, chunks, FIXED_KEYS + 1, last_listing)
+elseif some_sleep(redis.call('HGET', owner, 'asleep')) then
+  if not bucket then return 'ASLEEP' end
+  if not holds(bucket, 'hash') then return redis.error_reply('WRONGTYPE ' .. bucket) end
+  local sleeper = header_of_sleeper(bucket, string.sub(run, run_id_begins(owner)))
+  if sleeper ~= '' then return sleeper end
 end
 local exactly = string.match(ARGV[1], '^=(%d+)$') -- of a run that the server has lost: it is the same one again
 local clock = tonumber(exactly) or shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))

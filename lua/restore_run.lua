@@ -7,21 +7,23 @@
 -- clock is set behind creation and end of the run, as `forget_runs` does: a run that gets its id later was created later.
 -- Safe to run twice: the second time the run itself has the id. Refused when memory is short.
 --
--- KEYS   owner, run, index, tenant_index, published, then for each attribute: attribute_index
+-- KEYS   owner, run, index, tenant_index, published, asleep, then for each attribute: attribute_index
 -- ARGV   now (ms), header, state, transitions (how many), values (how many), then for each transition: transition;
 --        for each value: key, value
 -- RETURNS header (of the run that has the id now) / BADHEADER header / WRONGTYPE key
+-- @include shared/asleep
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/run_id
-local owner, run, index, tenant_index, published = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local FIXED_KEYS, FIXED_ARGS = 5, 5
+local owner, run, index, tenant_index, published, bucket = unpack(KEYS, 1, 6)
+local FIXED_KEYS, FIXED_ARGS = 6, 5
 local CHUNK = 1000 -- arguments of one command, an even number: `unpack` fails past some thousands
 local header, state, transitions, values = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
 if not holds(owner, 'hash') then return redis.error_reply('WRONGTYPE ' .. owner) end
 if not holds(run, 'list') then return redis.error_reply('WRONGTYPE ' .. run) end
 if not holds(published, 'hash') then return redis.error_reply('WRONGTYPE ' .. published) end
+if not holds(bucket, 'hash') then return redis.error_reply('WRONGTYPE ' .. bucket) end
 if not holds(index, 'zset') then return redis.error_reply('WRONGTYPE ' .. index) end
 if not holds(tenant_index, 'zset') then return redis.error_reply('WRONGTYPE ' .. tenant_index) end
 for i = FIXED_KEYS + 1, #KEYS do
@@ -29,6 +31,9 @@ for i = FIXED_KEYS + 1, #KEYS do
 end
 local present = redis.call('LINDEX', run, 0)
 if present then return present end
+local id = string.sub(run, run_id_begins(owner))
+local sleeper = header_of_sleeper(bucket, id)
+if sleeper ~= '' then return sleeper end
 local status, created, ended, tenant = string.match(header, '^(%a+) %d+ %S+ (%d+) (%d+) %S+ (%S+)')
 if status ~= 'completed' and status ~= 'failed' and status ~= 'cancelled' then
   return redis.error_reply('BADHEADER ' .. header)
@@ -39,7 +44,6 @@ local now = shard_clock(ARGV[1], redis.call('HGET', owner, 'clock'))
 local last = math.max(tonumber(created), tonumber(ended))
 if last >= stored then redis.call('HSET', owner, 'clock', string.format('%.0f', last + 1)) end
 
-local id = string.sub(run, run_id_begins(owner))
 redis.call('RPUSH', run, header, state)
 local behind = FIXED_ARGS + transitions -- the last transition
 for from = FIXED_ARGS + 1, behind, CHUNK do

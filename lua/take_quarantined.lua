@@ -9,12 +9,13 @@
 -- A run that has not begun drops what comes before its start, so that is refused unless the start is put back before it.
 -- A start that has waited has its input in the run's record, which belongs into the message now.
 --
--- KEYS   seen, inbox, kept, owner, poison, then for each message: run
+-- KEYS   seen, inbox, kept, owner, poison, then for each message: run; for each message: asleep
 -- ARGV   source, number, now, action (redrive or drop), then for each message: entry
 -- RETURNS a string with a letter for each message: a (put back, or dropped), d (its run has taken it: removed);
 --         and of those that stay: g (it isn't in the quarantine), k (it has no kind that a run takes), m (no such run, or
 --         a later one has its id), e (its run has ended, or of a start: has begun), b (its run has not begun)
 --         / WRONGTYPE key
+-- @include shared/asleep
 -- @include shared/clock
 -- @include shared/holds
 -- @include shared/inbox
@@ -29,16 +30,18 @@ if not holds(seen, 'hash') then return redis.error_reply('WRONGTYPE ' .. seen) e
 if not holds(poison, 'stream') then return redis.error_reply('WRONGTYPE ' .. poison) end
 local inbox = open_inbox(KEYS[2], KEYS[3])
 if inbox.err then return inbox end
+local count = #ARGV - FIXED_ARGS
 for i = FIXED_KEYS + 1, #KEYS do
-  if not holds(KEYS[i], 'list') then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
+  local wanted = i > FIXED_KEYS + count and 'hash' or 'list'
+  if not holds(KEYS[i], wanted) then return redis.error_reply('WRONGTYPE ' .. KEYS[i]) end
 end
 local last_number, last_letters = string.match(redis.call('HGET', seen, source) or '', '^(%d+) %d+ (%a*)$')
 if last_number and tonumber(last_number) >= number then return last_letters end
 
-local function letter_for(message, entry, run, begun)
+local function letter_for(message, entry, run, bucket, begun)
   if message.kind ~= 'start' and not IS_SENT[message.kind] and not IS_REPORT[message.kind] then return 'k' end
   if message.from and string.match(redis.call('HGET', seen, message.from) or '', '^0%-0 ') then return 'd' end
-  local header = redis.call('LINDEX', run, 0) or ''
+  local header = redis.call('LINDEX', run, 0) or header_of_sleeper(bucket, message.run)
   local status, version, created = string.match(header, '^(%a+) (%d+) %S+ (%d+)')
   if not status or tonumber(created) > tonumber(string.match(entry, '^%d+')) + LATER then return 'm' end
   if message.kind == 'start' then
@@ -50,8 +53,8 @@ local function letter_for(message, entry, run, begun)
 end
 
 local letters, messages, known, begun = {}, {}, {}, {}
-for i = 1, #KEYS - FIXED_KEYS do
-  local entry, run = ARGV[FIXED_ARGS + i], KEYS[FIXED_KEYS + i]
+for i = 1, count do
+  local entry, run, bucket = ARGV[FIXED_ARGS + i], KEYS[FIXED_KEYS + i], KEYS[FIXED_KEYS + count + i]
   local found = not known[entry] and redis.call('XRANGE', poison, entry, entry)[1]
   if found then
     local message = {}
@@ -59,7 +62,7 @@ for i = 1, #KEYS - FIXED_KEYS do
       if found[2][n + 1] ~= '' then message[found[2][n]] = found[2][n + 1] end
     end
     if IS_SENT[message.kind] and not message.from then message.from = 'm:quarantine.' .. entry end
-    letters[i] = action == 'drop' and 'a' or letter_for(message, entry, run, begun)
+    letters[i] = action == 'drop' and 'a' or letter_for(message, entry, run, bucket, begun)
     if message.kind == 'start' and letters[i] == 'a' then begun[run] = true end
     messages[i], known[entry] = message, true
   else

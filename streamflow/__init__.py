@@ -123,6 +123,7 @@ if TYPE_CHECKING:
     from streamflow.client.client import Client, connect
     from streamflow.client.committed import CommittedEvent
     from streamflow.client.groups import Group
+    from streamflow.client.hibernating import HibernatingPage, HibernatingRun
     from streamflow.client.listing import MessageInfo, RunDescription, RunPage, RunSummary, WorkflowInfo
     from streamflow.client.newest import Change, Changes
     from streamflow.client.protocol import AnyClient
@@ -142,6 +143,8 @@ _LAZY = {
     "CommittedEvent": "streamflow.client.committed",
     "EventBatch": "streamflow.client.subscription",
     "Group": "streamflow.client.groups",
+    "HibernatingPage": "streamflow.client.hibernating",
+    "HibernatingRun": "streamflow.client.hibernating",
     "Subscription": "streamflow.client.subscription",
     "Retried": "streamflow.client.retrying",
     "RetriedStep": "streamflow.client.retrying",
@@ -209,6 +212,8 @@ __all__ = [
     "ForeignAwait",
     "Group",
     "GroupRemoved",
+    "HibernatingPage",
+    "HibernatingRun",
     "HistoryTooLong",
     "InvalidName",
     "MessageInfo",

@@ -125,6 +125,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "namespace, none: it has none any more; empty: as the namespace has it, none at first"
         ),
     ] = ""
+    hibernate_after: Annotated[
+        float,
+        Meta(
+            description="seconds after which a run that only waits is moved out of the server's memory into the "
+            "archive, until it is due or something comes for it; 0: never",
+            ge=0,
+        ),
+    ] = 0.0
     log_bytes: Annotated[
         int, Meta(description="bytes that the logs of all shards keep for readers, about; each an equal part", ge=1)
     ] = 268_435_456

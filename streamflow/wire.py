@@ -497,6 +497,8 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     """Runs of its shards that wait for storage for long, the longest first."""
     put_off: int = 0
     """How many these are in all."""
+    asleep: int = 0
+    """Runs of its shards that were moved out of the server's memory."""
 
 
 _heartbeat = msgspec.json.Decoder(Heartbeat)

@@ -21,6 +21,7 @@ from streamflow.model.codec import DECODE_ERRORS
 T = TypeVar("T")
 
 RUN: Final = b"SFR1"
+PARKED: Final = b"SFP1"
 INDEX: Final = b"SFI1"
 DIGEST = 16
 LEVEL = 6
@@ -51,6 +52,26 @@ class ArchivedRun(msgspec.Struct, frozen=True, array_like=True):
         return self.transitions[-1] if self.transitions else b""
 
 
+class ParkedRun(msgspec.Struct, frozen=True, array_like=True):
+    """An open run that was moved out of memory at `at` (ms), as the server had it."""
+
+    run_id: str
+    at: int
+    header: bytes
+    state: bytes
+    transitions: list[bytes]
+    published: dict[str, bytes]
+
+    @property
+    def record(self) -> list[bytes]:
+        return [self.header, self.state, *self.transitions]
+
+    @property
+    def as_archived(self) -> ArchivedRun:
+        """In the form of one that is read from the archive."""
+        return ArchivedRun(self.run_id, self.header, self.state, self.transitions, self.published, "")
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """A run in an index. `last`: the last transition of one that has failed, unless it is large."""
 
@@ -68,6 +89,10 @@ def pack_run(run: ArchivedRun) -> bytes:
     return _pack(RUN, msgspec.msgpack.encode(run))
 
 
+def pack_parked(run: ParkedRun) -> bytes:
+    return _pack(PARKED, msgspec.msgpack.encode(run))
+
+
 def pack_index(entries: list[Entry]) -> bytes:
     return _pack(INDEX, msgspec.msgpack.encode(entries))
 
@@ -75,6 +100,11 @@ def pack_index(entries: list[Entry]) -> bytes:
 def unpack_run(data: bytes, what: str) -> ArchivedRun:
     """`what` names the object in errors. Raises `ArchiveDamaged` if it is damaged."""
     return _unpack(data, RUN, ArchivedRun, what)
+
+
+def unpack_parked(data: bytes, what: str) -> ParkedRun:
+    """Raises `ArchiveDamaged`, as `unpack_run`."""
+    return _unpack(data, PARKED, ParkedRun, what)
 
 
 def unpack_index(data: bytes, what: str) -> list[Entry]:

@@ -4,13 +4,17 @@ Owns: these names, and nothing else does. Must not: read or write. Called by: ar
 
     <namespace>/runs/<two hex digits>/<run id>/<created>-<version>-<digest>.run       one state of one run
     <namespace>/index/<day>/<time>-<random>.idx                                       what was archived together
+    <namespace>/parked/<two hex digits>/<run id>~<created>-<version>-<random>.run     a run that was moved out of memory
 
 Each run has an object of its own: it is found by its id with one listing and one read, however many there are, it is
 deleted alone, and rules of a bucket apply to it. Its name says which incarnation of the id it is, and in which state it
 was archived: a run that was restored, went on and ended again gets another object, and one that is written twice, by
 a daemon that died in between or by two of them, is the same object. So nobody overwrites what he doesn't know.
 
-`runs/` and `index/` leave room beside them: `payloads/` and `parked/` are for what isn't archived yet.
+A run that was moved out of memory is found by what the server has left of it, so it needs no folder. The random part is
+another one each time: an object to which nothing leads is never one that somebody is just writing again, and may go.
+
+These leave room beside them: `payloads/` is for what isn't archived yet.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ from streamflow.model.record import incarnation_of
 MAX_PART = 150
 """Characters of an escaped id that stand in a name; of a longer one the first and a digest."""
 _OTHERS = re.compile(r"[^A-Za-z0-9_.-]")
-_ESCAPED = re.compile(r"=([0-9A-F]{2})")
+_ESCAPE = re.compile(r"=([0-9A-F]{2})")
 _RUN = re.compile(r"([0-9]{15})-([0-9]{10})-[0-9a-f]{16}\.run")
 _INDEX = re.compile(r"[0-9]{9}-[0-9a-f]{12}\.idx")
+_PARKED = re.compile(r"([A-Za-z0-9_.=-]+)~([0-9]{15})-([0-9]{10})-([0-9a-f]{8})\.run")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -39,16 +44,27 @@ class RunObject(NamedTuple):
     name: str
 
 
+class ParkedObject(NamedTuple):
+    """A run that was moved out of memory. `run_id`: empty if the name may not tell it. `name`: without its folder."""
+
+    run_id: str
+    created: int
+    version: int
+    random: str
+    name: str
+
+
 def namespace_folder(namespace: str) -> str:
     return _escaped(namespace)
 
 
 def run_folder(namespace: str, run_id: str) -> str:
-    digest = _digest(run_id.encode())
+    return f"{namespace_folder(namespace)}/runs/{_digest(run_id.encode())[:2]}/{_part(run_id)}"
+
+
+def _part(run_id: str) -> str:
     part = _escaped(run_id)
-    if len(part) > MAX_PART:
-        part = f"{part[: MAX_PART - 17]}={digest}"
-    return f"{namespace_folder(namespace)}/runs/{digest[:2]}/{part}"
+    return part if len(part) <= MAX_PART else f"{part[: MAX_PART - 17]}={_digest(run_id.encode())}"
 
 
 def folder_of_runs(namespace: str, digits: str) -> str:
@@ -56,14 +72,11 @@ def folder_of_runs(namespace: str, digits: str) -> str:
     return f"{namespace_folder(namespace)}/runs/{digits}"
 
 
-def run_of_folder(name: str) -> str | None:
-    """The run whose folder has this name; None if the name doesn't tell, or is somebody else's."""
+def run_of_folder(name: str) -> str:
+    """The run whose folder has this name; empty if the name doesn't tell, or is somebody else's."""
     if len(name) >= MAX_PART:  # it may be a part of an id, with a digest
-        return None
-    try:
-        return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), name)
-    except ValueError:
-        return None
+        return ""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), name)
 
 
 def run_object(header: bytes) -> str:
@@ -76,6 +89,28 @@ def parse_run_object(name: str) -> RunObject | None:
     """None for what somebody else has put there."""
     match = _RUN.fullmatch(name)
     return None if match is None else RunObject(int(match[1]), int(match[2]), name)
+
+
+def parked_folders() -> list[str]:
+    return [f"{number:02x}" for number in range(256)]
+
+
+def parked_folder(namespace: str, folder: str) -> str:
+    return f"{namespace_folder(namespace)}/parked/{folder}"
+
+
+def parked_object(namespace: str, run_id: str, created: int, version: int, random: str) -> str:
+    """The whole name. `random`: eight hexadecimal digits."""
+    folder = parked_folder(namespace, _digest(run_id.encode())[:2])
+    return f"{folder}/{_part(run_id)}~{created:015d}-{version:010d}-{random}.run"
+
+
+def parse_parked_object(name: str) -> ParkedObject | None:
+    """None for what somebody else has put there."""
+    match = _PARKED.fullmatch(name)
+    if match is None:
+        return None
+    return ParkedObject(run_of_folder(match[1]), int(match[2]), int(match[3]), match[4], name)
 
 
 def index_folder(namespace: str) -> str:

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast, overload
 
@@ -31,6 +31,7 @@ from streamflow.archive.format import ArchivedRun
 from streamflow.archive_url import check_archive_url
 from streamflow.client import forking
 from streamflow.client.archived import ArchivedRuns, created_ms, describe_archived, events_of, listing_name
+from streamflow.client.hibernating import HibernatingPage
 from streamflow.client.listing import (
     Filters,
     FoundRuns,
@@ -78,7 +79,9 @@ from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import STOPPED, Header, Status, decode_header, incarnation_of
 from streamflow.model.sharding import full_run_id
+from streamflow.model.sleeping import is_asleep
 from streamflow.model.start_word import NOTHING, StartWord
+from streamflow.model.waits import Wait
 from streamflow.server_url import redacted
 from streamflow.settings import Settings, load_settings
 from streamflow.store.connection import Call, Store
@@ -189,7 +192,7 @@ class Client:
         """Where the archive is for this client; empty: where the namespace has it."""
         self.keys = NamespaceKeys(namespace)
         self.kernel = Kernel(self.keys)
-        self._sessions = Sessions(store, self.kernel, self.keys)
+        self._sessions = Sessions(store, self.kernel, self.keys, self._archive_url)
 
     @property
     def store(self) -> Store:
@@ -830,6 +833,27 @@ class Client:
             filters = msgspec.structs.replace(filters, since=cursor.since, until=cursor.until)
         return await archived.page(await self.read_namespace(), filters, limit, position)
 
+    async def hibernating(self) -> int:
+        """How many runs were moved out of the server's memory, because they have waited for long."""
+        namespace = await self.read_namespace()
+        return sum((await self._sessions.here().hibernating.counts(range(namespace.shards))).values())
+
+    async def hibernating_runs(
+        self, *, workflow: str | None = None, limit: int = 100, after: str = ""
+    ) -> HibernatingPage:
+        """Runs that were moved out of the server's memory, because they have waited for long: `runs` doesn't list them.
+        `client.run(id)` reads one, with its history, and whatever is sent to it wakes it.
+
+        At most `limit`, in no order that means something; `after` of a page is where the next one begins. `workflow`:
+        only its runs, and those whose workflow has a name that is too long for what the server keeps (21 characters, 14
+        of a child). A page is read from the server alone, not from the archive.
+
+        >>> for run in await client.hibernating_runs(workflow="reminder"):
+        ...     print(run.id, run.due)
+        """
+        namespace = await self.read_namespace()
+        return await self._sessions.here().hibernating.page(range(namespace.shards), workflow, limit, after)
+
     async def _every_archived(
         self,
         *,
@@ -871,6 +895,12 @@ class Client:
         if run is None:
             raise missing
         return run
+
+    async def _elsewhere(self, run_id: str, created: int, missing: RunNotFound) -> ArchivedRun:
+        """A run that isn't in the server's memory: it hibernates, or is in the archive. Raises `missing` if neither."""
+        shard = (await self.read_namespace()).shard_of(run_id)
+        parked = await self._sessions.here().hibernating.find(shard, run_id, created)
+        return await self._in_archive(run_id, created, missing) if parked is None else parked.as_archived
 
     async def _only_archived(self, run_id: str, created: int, missing: RunNotFound, but: str = "") -> RunNotFound:
         """The error for a run that can't do what is asked, because it isn't on the server. `but`: what else to say."""
@@ -1131,7 +1161,7 @@ class Client:
         try:
             check_found(record[0] if record else b"", run_id, created)
         except RunNotFound as missing:
-            return (await self._in_archive(run_id, created, missing)).record
+            return (await self._elsewhere(run_id, created, missing)).record
         return record
 
     async def _start_fork(
@@ -1197,9 +1227,9 @@ class Client:
                 raise reply
         (line, _), values = cast("tuple[tuple[bytes, bytes], Any]", tuple(replies))
         try:
-            check_found(line, run_id, created)
+            check_found(line if not is_asleep(line) else b"", run_id, created)
         except RunNotFound as missing:
-            archived = (await self._in_archive(run_id, created, missing)).published
+            archived = (await self._elsewhere(run_id, created, missing)).published
             return {key: Raw(value) for key, value in sorted(archived.items()) if not keys or key in keys}
         if keys:
             return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
@@ -1220,6 +1250,8 @@ class Client:
             check_found(line, run_id, created)
         except RunNotFound as missing:
             return describe_archived(await self._in_archive(run_id, created, missing))
+        if is_asleep(line):
+            return await self._describe_hibernating(shard, run_id, line)
         header = decode_header(line)
         is_stopped = header.status in STOPPED
         found = describe(run_id, line, last, await self._listings.stopped_event(shard, run_id) if is_stopped else None)
@@ -1233,6 +1265,25 @@ class Client:
             return found
         shard = (await self.read_namespace()).shard_of(cause.run_id)
         return msgspec.structs.replace(found, attempts=await self._listings.attempts_before(shard, cause))
+
+    async def _describe_hibernating(self, shard: int, run_id: str, line: bytes) -> RunDescription:
+        """From its object; what the server knows of it if that can't be read, with the reason."""
+        created = incarnation_of(line)
+        try:
+            parked = await self._sessions.here().hibernating.find(shard, run_id, created)
+        except ArchiveError as error:
+            since = datetime.fromtimestamp(created / 1000, UTC)
+            wait = Wait(kind="storage", name="its history, which was moved out of memory", why=str(error))
+            return msgspec.structs.replace(describe(run_id, line, b""), hibernating=since, waits_for=[wait])
+        if parked is None:  # it was woken meanwhile
+            return await self._describe(run_id, created, waits=True)
+        reader = self._listings.waits
+        owner, located = await reader.locate(
+            shard, run_id, decode_header(parked.header), reader.recorded(parked.record)
+        )
+        since = datetime.fromtimestamp(parked.at / 1000, UTC)
+        found = describe(run_id, parked.header, b"")
+        return msgspec.structs.replace(found, hibernating=since, waits_for=located, owner=owner)
 
     async def _watch(self, run_id: str, created: int, key: str) -> AsyncGenerator[Raw]:
         """The value under this key now, and each newer one, until the run has ended."""
@@ -1267,6 +1318,11 @@ class Client:
             except RunNotFound as missing:
                 if position.has_begun:
                     raise
+                if await self._sessions.here().hibernating.line(shard, run_id) is not None:
+                    text = (
+                        f"run {run_id} hibernates, and what its steps have emitted is gone: follow it when it is awake"
+                    )
+                    raise RunNotFound(text, run_id) from None
                 raise await self._only_archived(run_id, created, missing, ", without its stream") from None
 
     async def _stream_facts(self, run_id: str, created: int) -> StreamFacts | None:
@@ -1274,8 +1330,8 @@ class Client:
         try:
             return await self._sessions.here().streams.facts(shard, run_id, created)
         except RunNotFound as missing:
-            await self._in_archive(run_id, created, missing)
-            return None  # the archive keeps none
+            await self._elsewhere(run_id, created, missing)
+            return None  # none is kept there
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
         try:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from streamflow import events
+from streamflow.client.hibernating import HibernatingRuns
 from streamflow.client.joining import Logged, join_payloads
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Batcher, settled
@@ -47,6 +48,7 @@ from streamflow.model.causes import Cause, FailedAttempt, attempts_before, cause
 from streamflow.model.logged import decode_logged
 from streamflow.model.record import LISTED, STOPPED, Header, Status, decode_header
 from streamflow.model.sharding import Partition
+from streamflow.model.sleeping import is_asleep
 from streamflow.model.start_word import start_word
 from streamflow.model.trace_context import trace_id_of
 from streamflow.model.waits import Wait
@@ -96,7 +98,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     transition is larger than 256 KB.
 
     `begins`: when a run begins, or has begun, whose start was delayed; None for others. `archived`: it is in the
-    namespace's archive, and not on the server.
+    namespace's archive, and not on the server. `hibernating`: since when an open run has been moved out of the server's
+    memory; None if it is there.
 
     `waits_for`: what an open run waits for, the most telling first; in a listing only if it was asked for.
     `waits_more`: its history is larger than what was read of it, so what it began long ago may be missing.
@@ -118,6 +121,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     waits_more: bool = False
     begins: datetime | None = None
     archived: bool = False
+    hibernating: datetime | None = None
 
     @property
     def forked_from(self) -> str | None:
@@ -346,10 +350,11 @@ def summarize(run_id: str, header: Header, reason: str = "", failure: Failure | 
 class Listings:
     """Reads of one namespace."""
 
-    def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher) -> None:
+    def __init__(self, store: Store, keys: NamespaceKeys, batcher: Batcher, hibernating: HibernatingRuns) -> None:
         self._store = store
         self._keys = keys
         self._batcher = batcher
+        self._hibernating = hibernating
         self._kernel = Kernel(keys)
         self.waits = WaitReader(keys, batcher)
 
@@ -591,11 +596,16 @@ class Listings:
             return []
 
     async def history(self, shard: int, run_id: str, created: int) -> list[Transition]:
-        peek = self._batcher.peek(shard, run_id)
-        elements = self._batcher.call(Call.plain("LRANGE", self._keys.shard(shard).run(run_id), 2, -1))
-        answers = await settled([peek, elements])
-        check_found(_checked(answers[0])[0], run_id, created)
-        return decode_history(_checked(answers[1]))
+        while True:
+            peek = self._batcher.peek(shard, run_id)
+            elements = self._batcher.call(Call.plain("LRANGE", self._keys.shard(shard).run(run_id), 2, -1))
+            answers = await settled([peek, elements])
+            line = _checked(answers[0])[0]
+            check_found(line, run_id, created)
+            if _checked(answers[1]) or not is_asleep(line):
+                return decode_history(_checked(answers[1]))
+            if (parked := await self._hibernating.find(shard, run_id, created)) is not None:
+                return decode_history(parked.transitions)
 
     async def events(
         self, shard: int, run_id: str, created: int, follow: bool
@@ -642,9 +652,14 @@ class Listings:
         reads = [log_end, Call.plain("LINDEX", run, 0), Call.plain("LRANGE", run, 2, -1), log_end]
         while True:
             before, line, transitions, after = [_checked(answer) for answer in await self._store.send(reads)]
-            check_found(line or b"", run_id, created)
+            if line is None and (parked := await self._hibernating.find(shard, run_id, created)) is not None:
+                return decode_header(parked.header), parked.transitions, before
+            if line is None and is_asleep((await self._batcher.peek(shard, run_id))[0]):
+                continue  # it is just moving
+            found: bytes = line or b""
+            check_found(found, run_id, created)
             if before == after:
-                return decode_header(line), transitions, before
+                return decode_header(found), transitions, before
 
 
 def _as_logged(shard: int, run_id: str, transitions: Sequence[bytes]) -> list[Logged]:

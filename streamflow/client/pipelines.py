@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 
 from streamflow.client.recent_starts import RecentStarts
 from streamflow.errors import StoreError, StoreFull
+from streamflow.model.sleeping import is_asleep
 from streamflow.store.connection import Call, OtherHistory, Store
-from streamflow.store.kernel import Kernel, Message, OnceMessage, PutOnce, Start
+from streamflow.store.kernel import Kernel, Message, OnceMessage, PutOnce, Start, asks_for_buckets
 
 T = TypeVar("T")
 
@@ -225,6 +226,8 @@ class ServerBatcher(Batcher):
         self._reading: set[asyncio.Task[None]] = set()
         """Those under way of `_reads`."""
         self._is_scheduled = False
+        self._asleep: set[int] = set()
+        """Shards of which some runs were moved out of memory."""
         self._closed = False
 
     def start(self, shard: int, start: Start) -> asyncio.Future[bytes]:
@@ -388,19 +391,20 @@ class ServerBatcher(Batcher):
         if group.kind == _CALL:
             return group.entries[0].item
         items = [entry.item for entry in group.entries]
+        asleep = group.shard in self._asleep
         if group.kind == _START:
-            return self._kernel.start_runs(group.shard, items)
+            return self._kernel.start_runs(group.shard, items, asleep=asleep)
         if group.kind == _REPLACE:
-            return self._kernel.replace_run(group.shard, items[0])
+            return self._kernel.replace_run(group.shard, items[0], asleep=asleep)
         if group.kind == _ONCE:
-            return self._kernel.post_once(group.shard, items[0])
+            return self._kernel.post_once(group.shard, items[0], asleep=asleep)
         if group.kind == _PEEK:
-            return self._kernel.peek_runs(group.shard, items)
+            return self._kernel.peek_runs(group.shard, items, asleep=asleep)
         source, number = group.entries[0].origin or (self._numbers.source, self._numbers.next(group.shard))
         group.source, group.number = source, number
         if _is_request(group.entries[0]):
-            return self._kernel.post_requests(group.shard, source, number, items)
-        return self._kernel.post_messages(group.shard, source, number, items)
+            return self._kernel.post_requests(group.shard, source, number, items, asleep=asleep)
+        return self._kernel.post_messages(group.shard, source, number, items, asleep=asleep)
 
     async def _send_pipeline(self, groups: list[_Group]) -> None:
         posting = [group.shard for group in groups if group.kind == _POST]
@@ -416,6 +420,7 @@ class ServerBatcher(Batcher):
                 replies = await self._store.send(calls, confirmed=writes)
             if generation != self._store.server_generation:  # what was lost may be there again by now: it wasn't before
                 groups, replies = await self._ask_again(groups, replies)
+            await self._look_among_sleepers(groups, replies)
         except asyncio.CancelledError:  # by `close`, or by an event loop that ends
             self._fail_all(groups, StoreError("the client was closed"))
             self._drop_queued()
@@ -471,6 +476,34 @@ class ServerBatcher(Batcher):
         if reads:
             answered += zip(reads, replies, strict=True)
         return [group for group, _ in answered], [reply for _, reply in answered]
+
+    async def _look_among_sleepers(self, groups: Sequence[_Group], replies: list[Any]) -> None:
+        """Runs may have been moved out of memory. A call that found no run where there are some has done nothing: it is
+        made again with the keys of their buckets, and from now on those for that shard have them at once. A run that
+        was looked for and isn't there may be one of them: then a header stands for it (`model/sleeping.py`)."""
+        asking = [i for i, reply in enumerate(replies) if asks_for_buckets(reply)]
+        if asking:
+            self._asleep.update(groups[i].shard for i in asking)
+            some = [groups[i] for i in asking]
+            self._note_histories(some)
+            answers = await self._send_posts(some, [self._call_for(group) for group in some])
+            for i, reply in zip(asking, answers, strict=True):
+                replies[i] = reply
+        missing = [
+            (group, at, reply)
+            for group, reply in zip(groups, replies, strict=True)
+            if group.kind == _PEEK and group.shard not in self._asleep and not isinstance(reply, Exception)
+            for at, (header, _) in enumerate(reply)
+            if not header
+        ]
+        if not missing:
+            return
+        looks = [self._kernel.peek_runs(group.shard, [group.entries[at].item], asleep=True) for group, at, _ in missing]
+        for (group, at, reply), found in zip(missing, await self._store.send(looks), strict=True):
+            if not isinstance(found, Exception) and found[0][0]:
+                reply[at] = found[0]
+                if is_asleep(found[0][0]):
+                    self._asleep.add(group.shard)
 
     def _posted(self, group: _Group, letters: str) -> None:
         messages = [entry.item for entry in group.entries]

@@ -82,7 +82,7 @@ class RecentOnce:
         begun: list[str] = []
         for first in range(0, len(doubtful), AT_ONCE):
             part = doubtful[first : first + AT_ONCE]
-            calls = [self._kernel.post_once(kept.shard, kept.once, created=kept.created) for kept in part]
+            calls = [self._kernel.post_once(kept.shard, kept.once, created=kept.created, asleep=True) for kept in part]
             for kept, reply in zip(part, await self._store.send(calls, confirmed=True), strict=True):
                 run_id = kept.once.message.run_id
                 if isinstance(reply, StoreError):

@@ -176,8 +176,8 @@ class RecentPosts:
         messages = [kept.message_at(position) for kept in part for position in range(len(kept.messages))]
         last = part[-1]
         if _is_request(last):
-            return self._kernel.post_requests(last.shard, last.source, last.number, messages, again=True)
-        return self._kernel.post_messages(last.shard, last.source, last.number, messages, again=True)
+            return self._kernel.post_requests(last.shard, last.source, last.number, messages, again=True, asleep=True)
+        return self._kernel.post_messages(last.shard, last.source, last.number, messages, again=True, asleep=True)
 
     def _posted(
         self,

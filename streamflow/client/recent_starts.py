@@ -171,7 +171,9 @@ class RecentStarts:
             all_kept = [kept for kept in all_kept if not kept.start.replaces]
             for first in range(0, len(all_kept), STARTS_AT_ONCE):
                 part = all_kept[first : first + STARTS_AT_ONCE]
-                calls.append(self._kernel.start_runs(shard, [kept.start for kept in part], created=created))
+                calls.append(
+                    self._kernel.start_runs(shard, [kept.start for kept in part], created=created, asleep=True)
+                )
                 sent.append(part)
         if not calls:
             return lost
@@ -188,7 +190,9 @@ class RecentStarts:
         for kept in replacing:
             start: Start | None = kept.start
             while start is not None:
-                [header] = await self._store.send([self._kernel.replace_run(kept.shard, start, created=kept.created)])
+                [header] = await self._store.send(
+                    [self._kernel.replace_run(kept.shard, start, created=kept.created, asleep=True)]
+                )
                 if isinstance(header, StoreError):
                     _log.error("a start that a server may have lost could not be sent again: %s", header)
                     break

@@ -23,6 +23,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from streamflow.client.hibernating import HibernatingRuns
 from streamflow.client.listing import Listings
 from streamflow.client.pipelines import open_batcher
 from streamflow.client.recent_starts import RecentStarts
@@ -58,9 +59,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Session:
-    """`meta` is the namespace's record, read when the server had `server_generation`; `reading` reads it."""
+    """`meta` is the namespace's record, read when the server had `server_generation`; `reading` reads it. `archive`: as
+    of `HibernatingRuns`."""
 
-    def __init__(self, store: Store, kernel: Kernel, keys: NamespaceKeys) -> None:
+    def __init__(self, store: Store, kernel: Kernel, keys: NamespaceKeys, archive: str = "") -> None:
         self.pid = os.getpid()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.store = store
@@ -68,7 +70,8 @@ class Session:
         store.on_other_history = self.recent.restore_soon
         self.batcher = open_batcher(store, kernel, self.recent)
         self.waiter = ResultWaiter(store, keys, self.batcher)
-        self.listings = Listings(store, keys, self.batcher)
+        self.hibernating = HibernatingRuns(self.batcher, keys, archive)
+        self.listings = Listings(store, keys, self.batcher, self.hibernating)
         self.archived: ArchivedRuns | None = None
         """The namespace's archive, from when it is asked for the first time."""
         self.rings = Rings(store)
@@ -92,10 +95,11 @@ class Session:
 class Sessions:
     """The sessions of one client, one after the other."""
 
-    def __init__(self, store: Store, kernel: Kernel, keys: NamespaceKeys) -> None:
+    def __init__(self, store: Store, kernel: Kernel, keys: NamespaceKeys, archive: str = "") -> None:
+        self._archive = archive
         self._kernel = kernel
         self._keys = keys
-        self._session = Session(store, kernel, keys)
+        self._session = Session(store, kernel, keys, archive)
         self._closed = False
 
     def here(self) -> Session:
@@ -124,7 +128,7 @@ class Sessions:
                 _of_parents.append(session)
             else:
                 session.store.abandon()
-            self._session = session = Session(session.store.renewed(), self._kernel, self._keys)
+            self._session = session = Session(session.store.renewed(), self._kernel, self._keys, self._archive)
             session.loop = loop
             session.tracing = find_tracing()
         elif session.loop is not loop:

@@ -15,6 +15,7 @@ from streamflow.errors import RunConflict, RunExists, UsageError
 from streamflow.model.codec import Parameters
 from streamflow.model.durations import seconds_of
 from streamflow.model.record import Header, decode_header
+from streamflow.model.sleeping import UNKNOWN_WORKFLOW
 from streamflow.model.start_word import MAX_MS, NOTHING, StartWord
 from streamflow.store.kernel import Start
 from streamflow.workflow.app import Reducer
@@ -89,7 +90,7 @@ def may_replace(start: Start, found: Header) -> bool:
 def check_existing(start: Start, found: Header, on_existing: OnExisting) -> None:
     """The id had a run already. Raises `RunConflict`, or `RunExists` if that is not wanted."""
     run_id = start.run_id
-    if found.workflow != start.workflow:
+    if found.workflow not in (start.workflow, UNKNOWN_WORKFLOW):
         raise RunConflict(
             f"the id {run_id} belongs to a run of workflow {found.workflow}, not {start.workflow}: use another id",
             run_id,

@@ -95,12 +95,16 @@ class WaitReader:
             if not header.version:
                 begins = start_word(header.start).begins
                 return [Wait(kind="start", since=_instant(header.created), until=_instant(begins))], False
-            found = waits_of(map(decode_recorded, elements))
-            if head[1]:  # a reducer's snapshot has all that is open
-                return waits_in(head[1], found), False
+            return self.recorded([*head, *elements]), not (is_whole or head[1])
         except DECODE_ERRORS as error:
             return [Wait(kind="message", why=f"its record can't be decoded: {error}"[:200])], True
-        return found, not is_whole
+
+    @staticmethod
+    def recorded(record: Sequence[bytes]) -> list[Wait]:
+        """What an open run waits for with this record: header, state, and transitions, the newest ones at least. Raises
+        one of `codec.DECODE_ERRORS`."""
+        found = waits_of(map(decode_recorded, record[2:]))
+        return waits_in(record[1], found) if record[1] else found  # a reducer's snapshot has all that is open
 
     async def locate(
         self, shard: int, run_id: str, header: Header, waits: Sequence[Wait]

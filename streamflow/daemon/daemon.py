@@ -22,10 +22,13 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
 from streamflow.daemon.figures import DaemonFigures
 from streamflow.daemon.health import OVERDUE, Ownership
+from streamflow.daemon.hibernation import Hibernation
 from streamflow.daemon.inbox import InboxReader
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.metrics import DaemonMetrics
 from streamflow.daemon.owner import Owner
+from streamflow.daemon.parked_objects import ParkedObjects
+from streamflow.daemon.put_off import MOST_SHOWN
 from streamflow.daemon.registration import Registration, described
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.retention import Retention
@@ -37,6 +40,7 @@ from streamflow.daemon.takeover import Takeover
 from streamflow.daemon.troubles import Troubles
 from streamflow.daemon.view_fill import ViewFill
 from streamflow.daemon.view_folder import ViewFolder
+from streamflow.daemon.waking import Waking
 from streamflow.errors import StoreError
 from streamflow.http.loop_lag import LoopLag
 from streamflow.http.pages import Pages, Part
@@ -227,6 +231,8 @@ class Daemon:
                 ("safety of messages", self.relay.run_confirming),
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
+                ("hibernation", self.hibernation.run),
+                ("waking", self.waking.run),
                 ("deploy check", self.deploy_check.run),
                 ("stuck runs", self.stuck_runs.run),
                 ("namespace", self.registration.run),
@@ -292,6 +298,10 @@ class Daemon:
         self.view_folders = [ViewFolder(context, owner, self.rollup, view) for view in self.app.views.values()]
         self.view_fills = [ViewFill(context, owner, folder) for folder in self.view_folders]
         self.retention = Retention(context, owner)
+        parked = ParkedObjects(context, owner)
+        self.hibernation = Hibernation(context, owner, parked)
+        self.waking = waking = Waking(context, owner, parked)
+        owner.on_bucket_due, owner.need_of_absent, owner.recent_commits.wake = waking.due, waking.need, waking.wake_all
         self.records = StepRecords(context, owner, self.executor)
         self.chunks = self.executor.chunks = ChunkSender(
             context.store, context.kernel, self.records.holder_of, settings.stream_bytes, settings.stream_age
@@ -388,6 +398,7 @@ class Daemon:
         beats = beats_of(self.executor.reporting(), self.settings.silent_after, time.perf_counter())
         silent = [beat for beat in beats if beat.silent]
         put_off, storage_waits = self.owner.put_off.waits()
+        put_off, storage_waits = put_off + self.waking.failing, [*storage_waits, *self.waking.waits()][:MOST_SHOWN]
         return Heartbeat(
             name=self.member,
             started=self._started,
@@ -418,4 +429,5 @@ class Daemon:
             silent_steps=len(silent),
             storage_waits=storage_waits,
             put_off=put_off,
+            asleep=sum(shard.asleep for shard in owner.shards.values()),
         )

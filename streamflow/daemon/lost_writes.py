@@ -85,6 +85,12 @@ class LostWrites:
         """The run has ended, or is evicted."""
         self._recent.append((time.monotonic(), shard, run_id, header))
 
+    def moved_out(self, shard: int, run_ids: Collection[str]) -> None:
+        """These runs were moved out of memory, so the server has no headers of them."""
+        if any((number, run_id) for _, number, run_id, _ in self._recent if number == shard and run_id in run_ids):
+            kept = [one for one in self._recent if one[1] != shard or one[2] not in run_ids]
+            self._recent = deque(kept, maxlen=RECENT)
+
     def history_changed(self) -> None:
         """All shards were dropped, because the server has another history than before: `report` compares them."""
         self._has_changed = True

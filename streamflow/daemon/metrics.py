@@ -81,6 +81,8 @@ class DaemonMetrics:
         figures.set(catalog.SHARDS_IMPAIRED, len(self._troubles.current(stops=False)))
         figures.set(catalog.SHARDS_LOST, owner.shards_lost)
         figures.set(catalog.RUNS_LOST, owner.lost_writes.total)
+        figures.set(catalog.RUNS_HIBERNATED, owner.hibernated)
+        figures.set(catalog.RUNS_WOKEN, owner.woken)
         for result, count in counted.commits.items():
             figures.set(catalog.COMMITS, count, result)
         figures.set_histogram(catalog.COMMIT_RUNS, counted.runs.counts, counted.runs.total)
@@ -97,6 +99,7 @@ class DaemonMetrics:
             own = last.shards
             figures.set(catalog.SHARDS_OWNED, len(last.shards))
             figures.set(catalog.RUNS_LIVE, last.live)
+            figures.set(catalog.RUNS_HIBERNATING, last.asleep)
             figures.set(catalog.STARTS_WAITING, last.starts)
             figures.set(catalog.VIEWS_ENTRIES, last.unfolded)
         await self._namespace.add_figures(figures, own)

@@ -30,7 +30,7 @@ from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.moves import Moves
 from streamflow.daemon.paused import keeps_stuck, pause_of_fork, pause_wanted
 from streamflow.daemon.paused_workflows import PausedWorkflows
-from streamflow.daemon.put_off import RunsPutOff
+from streamflow.daemon.put_off import Need, RunsPutOff
 from streamflow.daemon.recent_commits import RecentCommits
 from streamflow.daemon.relay import Relay
 from streamflow.daemon.shard import (
@@ -67,6 +67,8 @@ from streamflow.workflow.awaitable import ends_process
 _log = logging.getLogger("streamflow.owner")
 
 DUE = Due()
+BUCKET = "-"
+"""Begins the entry on the agenda of runs that were moved out of memory: one for each bucket of them."""
 BATCHES = 2
 """Pipelines of commits under way at the same time."""
 RUNS = 1000
@@ -182,6 +184,13 @@ class Owner:
         self.on_queue: Callable[[str], None] = lambda _: None
         """Called when this daemon has enqueued for the first time in the queue of this name."""
         self._known_queues: set[str] = set()
+        self.on_bucket_due: Callable[[OwnedShard, str], None] = lambda shard, bucket: None
+        """Called when something is due in a bucket of runs that were moved out of memory."""
+        self.need_of_absent: Callable[[OwnedShard, str], Need] | None = None
+        """What a run waits for that has no record, in a shard of which some were moved out of memory."""
+        self.hibernated = self.woken = 0
+        """Runs that were moved out of memory, and put back, since this daemon started."""
+        self.hibernate_after_ms = round(context.settings.hibernate_after * 1000) or math.inf
         self.suspects = Suspects(executor, context.store, context.kernel, context.member)
         self.paused = PausedWorkflows(self.shards, executor, self.suspects, self.wake, self.touch)
         self.is_alive: Callable[[str], bool] = lambda _: False
@@ -246,6 +255,38 @@ class Owner:
     def under_way(self, number: int) -> object | None:
         """The batch of a shard that is being decided or committed; None if there is none."""
         return self._batches.get(number)
+
+    def is_quiet(self, shard: OwnedShard, run_id: str) -> bool:
+        """Whether nothing has come for a run that it has not recorded, and no step of it runs here."""
+        live, batch = shard.live.get(run_id), self._batches.get(shard.number)
+        return not (
+            shard.is_going
+            or (live is not None and live.machine.in_flight)
+            or (batch is not None and run_id in batch.work)
+            or run_id in shard.inputs
+            or run_id in shard.aside
+            or run_id in shard.careful
+            or run_id in shard.put_off
+            or run_id in shard.returned
+            or any(message.run_id == run_id for message in shard.inbox)
+        )
+
+    def let_go(self, shard: OwnedShard, run_id: str) -> bool:
+        """Drop what is in memory of a run that is about to be moved out. False: something has come for it."""
+        if not self.is_quiet(shard, run_id):
+            return False
+        live = shard.live.pop(run_id, None)
+        if live is not None:
+            self._idle.pop(run_id, None)
+            self._bytes -= live.size
+            with one_seal():
+                live.machine.close()
+        return True
+
+    def plan_due(self, shard: OwnedShard, due: int) -> None:
+        """Something of the shard is due at `due` (ms), which this daemon has not decided itself."""
+        if not shard.dropped:
+            self._plan(shard, due)
 
     def wake_up(self) -> None:
         """Let the loop look at what there is to do."""
@@ -530,6 +571,9 @@ class Owner:
                 self.lost(shard)
             else:
                 for run_id in answer.due:
+                    if run_id.startswith(BUCKET):
+                        self.on_bucket_due(shard, run_id.removeprefix(BUCKET))
+                        continue
                     shard.add_input(run_id, DUE)
                     if shard.was_due:
                         shard.careful.setdefault(run_id, set())
@@ -681,10 +725,19 @@ class Owner:
                 else:
                     rest.append((batch, run_id))
             await self._read_details([(batch.shard, run_id) for (batch, run_id), _ in complete])
-            turns = self._rehydrate_all(complete)
+            turns = self._rehydrate_all([one for one in complete if not self._may_sleep(*one)])
             while not self._take_turn(turns):  # noqa: ASYNC110
                 await asyncio.sleep(0)  # heartbeats must not wait for thousands of replays, nor for a long one
             wanted = rest
+
+    def _may_sleep(self, where: tuple[ShardBatch, str], record: list[bytes] | StoreError) -> bool:
+        """Put a run off that has no record, if it may have been moved out of memory, until it is known, and awake."""
+        batch, run_id = where
+        shard = batch.shard
+        if record or not shard.asleep or shard.dropped or self.need_of_absent is None or batch.work[run_id].found:
+            return False
+        self.put_off.put_off(shard, run_id, batch.work.pop(run_id), self.need_of_absent(shard, run_id))
+        return True
 
     async def _read_some(
         self, wanted: list[tuple[ShardBatch, str]], parts: dict[tuple[int, str], list[bytes]]
@@ -1019,6 +1072,8 @@ class Owner:
             if committed.entry:
                 if shard.forget_at == math.inf:
                     shard.forget_at = 0.0  # a run may have ended
+                if shard.hibernate_at == math.inf:
+                    shard.hibernate_at = self._clock.now_ms() + self.hibernate_after_ms
                 shard.offset = committed.entry
                 shard.unfolded += 1
                 shard.logged += batch.logged

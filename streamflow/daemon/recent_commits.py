@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streamflow.daemon.paused import CHANGES
@@ -76,6 +76,10 @@ NEW = b"pending 0 - "
 """How the header of a run begins that no daemon has reduced yet."""
 
 
+async def _wake_nothing(shard: OwnedShard, run_ids: Iterable[str]) -> None:
+    pass
+
+
 class _Kept:
     """A commit that was accepted. `nonce`: of the token under which it is on the server, if it is, and `number`: the
     commit's under that token; `history`: that of the server then. `taken`: the messages that its transitions took."""
@@ -108,6 +112,8 @@ class RecentCommits:
         self._session = context.session
         self._held = held
         self._on_forgotten = on_forgotten
+        self.wake: Callable[[OwnedShard, Iterable[str]], Awaitable[None]] = _wake_nothing
+        """Puts those of these runs back that were moved out of memory. The daemon connects it."""
         self._forgotten: dict[int, tuple[str, int]] = {}
         """By shard, the newest commit that was kept and isn't any more: the token's nonce, and its number."""
         self._all: deque[_Kept] = deque()
@@ -305,6 +311,9 @@ class RecentCommits:
 
     async def _read_headers(self, mendings: Sequence[_Mending]) -> None:
         wanted = [(mending, run_id) for mending in mendings for run_id in mending.unknown()]
+        for mending in mendings:
+            if mending.shard.asleep:  # what is lost may be that they were awake
+                await self.wake(mending.shard, mending.unknown())
         for first in range(0, len(wanted), HEADERS):
             some = wanted[first : first + HEADERS]
             calls = [Call.plain("LINDEX", mending.shard.keys.run(run_id), 0) for mending, run_id in some]
@@ -337,7 +346,7 @@ class RecentCommits:
                 by_time.setdefault(header.created, []).append(start)
         number = mending.shard.number
         for created, starts in by_time.items():
-            [reply] = await self._store.send([self._kernel.start_runs(number, starts, created=created)])
+            [reply] = await self._store.send([self._kernel.start_runs(number, starts, created=created, asleep=True)])
             if isinstance(reply, StoreError):
                 mending.error = reply
                 return
@@ -356,7 +365,7 @@ class RecentCommits:
         if found.is_open or found.created >= created:
             return header
         start.replaces = header
-        [reply] = await self._store.send([self._kernel.replace_run(number, start, created=created)])
+        [reply] = await self._store.send([self._kernel.replace_run(number, start, created=created, asleep=True)])
         return header if isinstance(reply, StoreError) else reply
 
     def _drop_void(self, number: int, void: Sequence[_Kept]) -> None:

@@ -34,7 +34,7 @@ from streamflow.daemon.unread import Order, Reading, Target, Unread
 from streamflow.errors import StoreError, Unconfirmed
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.store.connection import Call, OtherHistory, Store
-from streamflow.store.kernel import Delivery, Kernel, Reply, StreamEntry
+from streamflow.store.kernel import Delivery, Kernel, Reply, StreamEntry, asks_for_buckets
 from streamflow.wire import OutboxMessage, decode_outbox, stream_order, to_delivery
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ class Relay:
         self._has_messages = anyio.Event()
         self.on_sent: Callable[[OwnedShard], None] = lambda _: None
         """Called when a commit of the shard may delete another entry of its outbox."""
+        self._asleep: set[Target] = set()
+        """Shards of which some runs were moved out of memory."""
         self._after: dict[tuple[int, Target], tuple[str, str]] = {}
         """By source and target: the source's token, and the last message of which a reply says that it was accepted."""
         self._accepted: list[Accepted] = []
@@ -292,6 +294,10 @@ class Relay:
             if isinstance(answer, OtherHistory):
                 self._has_messages.set()  # the source was dropped, or its target may have forgotten: it says what
                 continue
+            if asks_for_buckets(answer):
+                self._asleep.add(pair[1])
+                self._has_messages.set()
+                continue
             if answer == Reply.GAP:
                 self._begin_anew(source, f"{shard_name(pair[1])} has lost")
                 continue
@@ -474,7 +480,9 @@ class Relay:
         token, after = self._after.get((source.number, target), ("", ""))
         if token != source.token:  # the shard was acquired again
             after = ""
-        return self._kernel.deliver_messages(target, source.number, messages, self._clock.now_ms(), after)
+        return self._kernel.deliver_messages(
+            target, source.number, messages, self._clock.now_ms(), after, asleep=target in self._asleep
+        )
 
 
 def _addressed(number: str, sent: OutboxMessage) -> tuple[Delivery, Target]:

@@ -205,6 +205,10 @@ class OwnedShard:
         the reason. `suspect_until` tells whether this owner has been."""
         self.forget_at = 0.0
         """When the retention of its oldest ended run is over (ms); infinite if it has none, 0 if that isn't known."""
+        self.asleep = 0
+        """How many of its runs were moved out of memory, and..."""
+        self.hibernate_at = 0.0
+        """...when another one may have waited for long enough (ms); infinite if none waits, 0 if that isn't known."""
         self.is_checked = False
         """Its runs were checked against this daemon's code, or need not be (`deploy_check.py`)."""
         self.acquired = 0

@@ -134,7 +134,7 @@ class Takeover:
                 elif answer.code is Reply.OK:
                     shard = OwnedShard(number, self._kernel.keys.shard(number), answer.token)
                     shard.workflows.update(all_names)
-                    shard.acquired, shard.code = now, self.code
+                    shard.acquired, shard.code, shard.asleep = now, self.code, answer.asleep
                     expected, holder = wanted[number]
                     released = expected.endswith(":")
                     try:

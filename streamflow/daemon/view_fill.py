@@ -233,7 +233,7 @@ class ViewFill:
 
     def _may_be_of(self, name: str, shards: dict[int, Any]) -> bool:
         run_id = layout.run_of_folder(name)
-        return run_id is None or self._shard_of(run_id) in shards
+        return not run_id or self._shard_of(run_id) in shards
 
     def _archived(self, run: ArchivedRun, part: Part) -> EarlierRun | None:
         return self._earlier(run.run_id, run.record, part)

@@ -174,6 +174,13 @@ VIEWS_LAG = Metric(
 RUNS_LOST = Metric(
     "streamflow_runs_lost_total", "counter", "daemon", "Runs that the server has lost or set back; the log names them."
 )
+RUNS_HIBERNATING = Metric(
+    "streamflow_runs_hibernating", "gauge", "daemon", "Runs of its shards that were moved out of the server's memory."
+)
+RUNS_HIBERNATED = Metric(
+    "streamflow_runs_hibernated_total", "counter", "daemon", "Runs that it has moved out of the server's memory."
+)
+RUNS_WOKEN = Metric("streamflow_runs_woken_total", "counter", "daemon", "Such runs that it has put back.")
 READ_SUCCESS = Metric(
     "streamflow_metrics_read_success", "gauge", "daemon", "1 if the server answered when it was last asked for metrics."
 )

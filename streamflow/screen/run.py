@@ -124,6 +124,8 @@ class RunDetail(msgspec.Struct, kw_only=True):
     """Ids of the newest forks of the run."""
     archived: bool = False
     """Whether it is in the archive, and not on the server."""
+    hibernating: int = 0
+    """Since when (ms) it has been moved out of the server's memory; 0: it is there."""
     stream: StreamFacts | None = None
     """What its steps have emitted, if there is some of it."""
 
@@ -159,6 +161,8 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     title.append_text(safe_text(header.status, STATUS.get(header.status, ""), 20))
     if detail.archived:
         title.append("  archived", FAINT)
+    if detail.hibernating:
+        title.append(f"  hibernates since {moment(detail.hibernating)}", FAINT)
     length = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
     fork = latest_fork(detail.transitions)

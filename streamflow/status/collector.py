@@ -183,6 +183,7 @@ class StatusCollector:
         beats = {row.id: row.heartbeat for row in status.daemons if row.id in alive}
         status.silent, status.silent_steps = silent_from(beats, live)
         status.storage_waits = storage_waits_from(beats.values())
+        status.hibernating = sum(beat.asleep for beat in beats.values())
         gone = {} if isinstance(served, StoreError) else unserved_ms(served, status.as_of)
         status.as_of += self._ahead(status)
         _put_views(status, cast("Sequence[bytes | None]", merged))

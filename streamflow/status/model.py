@@ -169,6 +169,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """How many these are in all."""
     storage_waits: list[StorageWait] = []
     """Runs that wait for storage, the longest first; of each daemon the first ones only."""
+    hibernating: int = 0
+    """Of the running runs those that were moved out of the server's memory."""
     unserved: list[UnservedWorkflow] = []
     """Workflows that no daemon has any more and that have open runs, the most first."""
     paused: dict[str, Pause] = {}

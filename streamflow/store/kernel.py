@@ -32,6 +32,9 @@ WORKERS = "workers"
 """The consumer group of every queue partition; each worker process is a consumer."""
 MAX_DIGITS = 15
 """Of a number in an entry of a queue."""
+ASLEEP = "ASLEEP"
+"""The reply of verbs that have to look among the runs that were moved out of memory, and were given no buckets: nothing
+was done, and the call is made again with `asleep=True`."""
 FIRST_FIELD = (b"0",)
 """The position at which a hash is read from its beginning."""
 _COUNTS = struct.Struct(">13I")
@@ -284,7 +287,8 @@ class Acquired(msgspec.Struct):
     """Reply of `acquire_shard`: OK or CONFLICT. `token`: ours when OK, else the present owner's.
 
     When OK, `clock`: the shard's, in ms; `delivered`: the id of the last message that the former owner had read, and
-    `final`: the id of its last commit, both empty for none. `holder`: the present owner's member id when CONFLICT.
+    `final`: the id of its last commit, both empty for none. `asleep`: how many of the shard's runs were moved out.
+    `holder`: the present owner's member id when CONFLICT.
     """
 
     code: Reply
@@ -293,6 +297,7 @@ class Acquired(msgspec.Struct):
     holder: str
     delivered: str = ""
     final: str = ""
+    asleep: int = 0
 
 
 class DueRuns(msgspec.Struct):
@@ -493,12 +498,19 @@ class Kernel:
     # --- starts, messages, outcomes -----------------------------------------------------------------------------------
 
     def start_runs(
-        self, shard: int, starts: Sequence[Start], now: int | None = None, *, created: int = 0
+        self,
+        shard: int,
+        starts: Sequence[Start],
+        now: int | None = None,
+        *,
+        created: int = 0,
+        asleep: bool = False,
     ) -> Call[list[bytes]]:
         """Create runs that don't exist yet, each with its first message; a run that exists stays as it is.
 
         The message goes into the inbox, or waits for its turn when there is much. `created`: ms, when these runs began
-        that a server may have lost since; they become the same runs again.
+        that a server may have lost since; they become the same runs again. `asleep`: look among the runs that were
+        moved out, too; without it the reply may be `ASLEEP`, and nothing was done.
         Returns for each run the header of the run that has the id, with a `+` before it if this call created it, and a
         `=` if an earlier one did with the same identity in its word.
         """
@@ -508,12 +520,16 @@ class Kernel:
         for start in starts:
             names += self._listing_keys(keys, start.run_id, Status.RUNNING, start.workflow, start.tenant)
             args += (start.workflow, start.tenant, start.extras, start.body)
+        if asleep:
+            names += [keys.asleep(start.run_id) for start in starts]
         return Call("start_runs", names, args)
 
-    def replace_run(self, shard: int, start: Start, now: int | None = None, *, created: int = 0) -> Call[bytes]:
+    def replace_run(
+        self, shard: int, start: Start, now: int | None = None, *, created: int = 0, asleep: bool = False
+    ) -> Call[bytes]:
         """Create a run under an id whose run has ended, in place of that, if that still has this very header.
 
-        `start` has an identity in its word. `created`, and what it returns: as of `start_runs`.
+        `start` has an identity in its word. `created`, `asleep`, and what it returns: as of `start_runs`.
         """
         keys, before = self.keys.shard(shard), decode_header(start.replaces)
         names = [keys.owner, keys.inbox, keys.kept, keys.waiting, keys.turns]
@@ -521,6 +537,8 @@ class Kernel:
         names += (keys.published(start.run_id), keys.chunks(start.run_id))
         names += self._listing_keys(keys, start.run_id, before.status, before.workflow, before.tenant)[1:]
         names += [keys.attribute(name, value_text(value)) for name, value in before.attributes.items()]
+        if asleep:
+            names.append(keys.asleep(start.run_id))
         args = [f"={created}" if created else _time(now), start.replaces, start.workflow, start.tenant, start.extras]
         return Call("replace_run", names, [*args, start.body])
 
@@ -533,20 +551,25 @@ class Kernel:
         now: int | None = None,
         *,
         again: bool = False,
+        asleep: bool = False,
     ) -> Call[str]:
         """Put signals and asks into the inbox, for runs that are open.
 
         `number`: higher than that of the `source`'s post before to this shard; the same number again adds nothing and
         gets the same letters. `again`: messages of posts up to this one, which a server may have lost. Returns a letter
         for each message: a (accepted), e (the run has ended), m (no such run, or it was created at another time), d
-        (with an identity: the run has taken it, or its post is there). Refused when memory is short.
+        (with an identity: the run has taken it, or its post is there). `asleep`: as of `start_runs`. Refused when
+        memory is short.
         """
-        return self._post("post_messages", shard, source, number, messages, now, again=again)
+        return self._post("post_messages", shard, source, number, messages, now, again=again, asleep=asleep)
 
-    def post_once(self, shard: int, once: OnceMessage, now: int | None = None, *, created: int = 0) -> Call[PutOnce]:
+    def post_once(
+        self, shard: int, once: OnceMessage, now: int | None = None, *, created: int = 0, asleep: bool = False
+    ) -> Call[PutOnce]:
         """Put a signal or ask into the inbox unless that was done before, behind the start of its run if none is open.
 
-        `created`: ms, when the run began that a server may have lost since. Refused when memory is short.
+        `created`: ms, when the run began that a server may have lost since. `asleep`: as of `start_runs`. Refused when
+        memory is short.
         """
         keys, message, start = self.keys.shard(shard), once.message, once.start
         new = start or Start(message.run_id, "", "", b"")
@@ -557,6 +580,8 @@ class Kernel:
             before = decode_header(new.replaces)
             names += self._listing_keys(keys, message.run_id, before.status, before.workflow, before.tenant)[1:]
             names += [keys.attribute(name, value_text(value)) for name, value in before.attributes.items()]
+        if asleep:
+            names.append(keys.asleep(message.run_id))
         args: list[Any] = [f"={created}" if created else _time(now), once.identity, once.remember]
         args += (message.created or "", new.replaces, new.workflow, new.tenant, new.extras, new.body)
         return Call("post_once", names, [*args, message.kind, message.body], _put_once)
@@ -570,12 +595,13 @@ class Kernel:
         now: int | None = None,
         *,
         again: bool = False,
+        asleep: bool = False,
     ) -> Call[str]:
         """Put requests to cancel or terminate into the inbox, for runs that are open; also when memory is short.
 
         Arguments and letters are those of `post_messages`, whose numbers it shares.
         """
-        return self._post("post_requests", shard, source, number, messages, now, again=again)
+        return self._post("post_requests", shard, source, number, messages, now, again=again, asleep=asleep)
 
     def _post(
         self,
@@ -587,6 +613,7 @@ class Kernel:
         now: int | None,
         *,
         again: bool,
+        asleep: bool,
     ) -> Call[str]:
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.kept, keys.owner]
@@ -597,6 +624,8 @@ class Kernel:
             if message.identity:
                 created = f"{created} {message.identity} {message.number or ''}"
             args += (message.kind, message.run_id, message.body, created)
+        if asleep:
+            names += [keys.asleep(message.run_id) for message in messages]
         return Call(verb, names, args, bytes.decode)
 
     def report_outcome(self, shard: int, run_id: str, created: int, body: bytes) -> Call[str]:
@@ -620,13 +649,20 @@ class Kernel:
         return Call("report_step", names, args, bytes.decode)
 
     def deliver_messages(
-        self, shard: int, source: int, deliveries: Sequence[Delivery], now: int, after: str = ""
+        self,
+        shard: int,
+        source: int,
+        deliveries: Sequence[Delivery],
+        now: int,
+        after: str = "",
+        *,
+        asleep: bool = False,
     ) -> Call[str]:
         """Accept messages from another shard's outbox: child starts and outcomes, signals, cancel requests.
 
         `after`: the number of the message before them, if the `source` shard has had a reply that it was accepted.
         Returns the highest number that was accepted from the source, or `GAP` if the one before was lost: then none is
-        accepted.
+        accepted. `asleep`: as of `start_runs`.
         """
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.waiting, keys.turns]
@@ -644,15 +680,21 @@ class Kernel:
                 delivery.trace,
                 delivery.body,
             )
+        if asleep:
+            names += [keys.asleep(delivery.run_id) for delivery in deliveries]
         return Call("deliver_messages", names, args, bytes.decode)
 
-    def peek_runs(self, shard: int, run_ids: Sequence[str]) -> Call[list[tuple[bytes, bytes]]]:
+    def peek_runs(self, shard: int, run_ids: Sequence[str], *, asleep: bool = False) -> Call[list[tuple[bytes, bytes]]]:
         """Read the headers of runs, and the last transition of those that have ended.
 
         Returns for each run: header (empty when there is no such run) and last transition (empty while it is open).
+        `asleep`: look among the runs that were moved out, too; the header of one is that of `model/sleeping.py`.
         """
         keys = self.keys.shard(shard)
-        return Call("peek_runs", [keys.run(run_id) for run_id in run_ids], [], _pairs)
+        names = [keys.run(run_id) for run_id in run_ids]
+        if not asleep:
+            return Call("peek_runs", names, [], _pairs)
+        return Call("peek_runs", names + [keys.asleep(run_id) for run_id in run_ids], ["1"], _pairs)
 
     def peek_inbox(self, shard: int) -> Call[tuple[int, str]]:
         """Return how many messages a shard's inbox has, and which is the first ('' for none), without reading them."""
@@ -715,6 +757,7 @@ class Kernel:
         keys = self.keys.shard(shard)
         names = [keys.seen, keys.inbox, keys.kept, keys.owner, keys.poison]
         names += [keys.run(run_id) for _, run_id in messages]
+        names += [keys.asleep(run_id) for _, run_id in messages]
         args = [source, number, _time(now), action, *(entry for entry, _ in messages)]
         return Call("take_quarantined", names, args, bytes.decode)
 
@@ -931,12 +974,68 @@ class Kernel:
             keys.owner,
             *self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant),
             keys.published(run_id),
+            keys.asleep(run_id),
             *(keys.attribute(name, value_text(value)) for name, value in header.attributes.items()),
         ]
         values = [item for pair in published for item in pair]
         counts = (len(transitions), len(published))
         args: list[Any] = [_time(now), line, state, *counts, *transitions, *values]
         return Call("restore_run", names, args)
+
+    # --- runs that are moved out of memory ----------------------------------------------------------------------------
+
+    def hibernate_runs(
+        self, shard: int, token: str, runs: Sequence[tuple[str, Header, str]]
+    ) -> Call[tuple[Reply, list[bool]]]:
+        """Move open runs that only wait out of memory: their records are in storage, only their wake-ups stay.
+
+        `runs`: run id, header, and the part of the object's name that nothing else tells (hexadecimal). Returns OK, and
+        for each run whether it was moved: not one whose header is another one by now, or with steps in flight. FENCED
+        when another owner has the shard.
+        """
+        keys = self.keys.shard(shard)
+        names = [keys.owner, keys.agenda]
+        attribute_indexes: list[str] = []
+        args: list[Any] = [token, len(runs)]
+        attribute_ids: list[str] = []
+        for run_id, header, storage in runs:
+            names += self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant)
+            names += (keys.published(run_id), keys.asleep(run_id))
+            args += (run_id, header.encode(), storage)
+            attribute_indexes += [keys.attribute(name, value_text(value)) for name, value in header.attributes.items()]
+            attribute_ids += [run_id] * len(header.attributes)
+        return Call("hibernate_runs", names + attribute_indexes, args + attribute_ids, _moved)
+
+    def wake_run(
+        self,
+        shard: int,
+        token: str,
+        run_id: str,
+        expected: bytes,
+        record: Sequence[bytes],
+        published: Sequence[tuple[str, bytes]],
+    ) -> Call[tuple[Reply, bytes]]:
+        """Put a run that was moved out of memory back, as it was, with its entries in listings and on the agenda.
+
+        `expected`: what its bucket has of it; `record`: header, state and transitions; `published`: encoded values.
+        Returns OK, CONFLICT with what the bucket has now (empty: nothing, the run is awake or gone), or FENCED. Refused
+        when memory is short.
+        """
+        keys = self.keys.shard(shard)
+        line, state, *transitions = record
+        header = decode_header(line)
+        names = [
+            keys.owner,
+            keys.agenda,
+            *self._listing_keys(keys, run_id, header.status, header.workflow, header.tenant),
+            keys.published(run_id),
+            keys.asleep(run_id),
+            *(keys.attribute(name, value_text(value)) for name, value in header.attributes.items()),
+        ]
+        values = [item for pair in published for item in pair]
+        counts = (len(transitions), len(published))
+        args: list[Any] = [token, expected, line, state, *counts, *transitions, *values]
+        return Call("wake_run", names, args, _woken)
 
     def append_chunks(self, shard: int, batch: ChunkBatch, holder: Holder, limit: int, seconds: int) -> Call[str]:
         """Append what a running attempt has emitted to its run's chunks, and ring for who reads them.
@@ -1211,7 +1310,14 @@ def listed_under(status: str) -> str:
     return Status.RUNNING if status == Status.PENDING else status
 
 
-def _put_once(reply: list[bytes]) -> PutOnce:
+def asks_for_buckets(reply: object) -> bool:
+    """Whether this is the reply `ASLEEP`."""
+    return reply in (ASLEEP, ASLEEP.encode())
+
+
+def _put_once(reply: Any) -> Any:
+    if isinstance(reply, bytes):
+        return reply  # ASLEEP
     letter, created, header = reply
     return PutOnce(letter.decode(), _number(created), header)
 
@@ -1279,9 +1385,21 @@ def _code(reply: list[bytes]) -> Reply:
     return Reply(reply[0].decode())
 
 
+def _moved(reply: list[bytes]) -> tuple[Reply, list[bool]]:
+    if reply[0] != b"OK":
+        return Reply(reply[0].decode()), []
+    return Reply.OK, [moved == b"1" for moved in reply[1:]]
+
+
+def _woken(reply: list[bytes]) -> tuple[Reply, bytes]:
+    return Reply(reply[0].decode()), reply[1] if len(reply) > 1 else b""
+
+
 def _acquired(reply: list[bytes]) -> Acquired:
     if reply[0] == b"OK":
-        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "", reply[3].decode(), reply[4].decode())
+        delivered, final, asleep = reply[3:6]
+        sleeping = int(asleep) if asleep.isdigit() else 0
+        return Acquired(Reply.OK, reply[1].decode(), int(reply[2]), "", delivered.decode(), final.decode(), sleeping)
     return Acquired(Reply(reply[0].decode()), reply[1].decode(), 0, reply[2].decode())
 
 

@@ -10,6 +10,16 @@ Called by: kernel, connection, client, owner, worker, CLI.
 
 from __future__ import annotations
 
+import zlib
+
+BUCKETS = 128
+"""Of a shard, for what is left of the runs that were moved out of memory."""
+
+
+def bucket_of(run_id: str) -> str:
+    """Two hexadecimal digits: the high bits of the hash whose low ones say in which shard the run is."""
+    return f"{zlib.crc32(run_id.encode()) >> 25:02x}"
+
 
 class ShardKeys:
     """The keys of one shard. The fixed ones are attributes, built once; the others are methods."""
@@ -99,6 +109,15 @@ class ShardKeys:
     def published(self, run_id: str) -> str:
         """Hash: key -> the newest value that the run published."""
         return f"{self.prefix}published:{run_id}"
+
+    def asleep(self, run_id: str) -> str:
+        """Hash, the bucket of runs that were moved out of memory: run id -> when and where it goes on
+        (`lua/shared/asleep.lua`)."""
+        return f"{self.prefix}asleep:{bucket_of(run_id)}"
+
+    def bucket(self, name: str) -> str:
+        """`asleep` by the name of the bucket."""
+        return f"{self.prefix}asleep:{name}"
 
     def chunks(self, run_id: str) -> str:
         """Hash that expires: what the run's steps have emitted. Also a sharded pub/sub channel: who appends rings

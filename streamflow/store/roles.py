@@ -92,7 +92,7 @@ _OF_TRIGGERS = ("HEXISTS", "HSCAN", "HDEL")
 
 _READS_OF_DAEMON = (
     *("GET", "HGET", "HMGET", "HGETALL", "HKEYS", "HLEN", "HSCAN", "LINDEX"),
-    *("XRANGE", "ZCARD", "ZRANGEBYSCORE", "ZSCAN"),
+    *("XRANGE", "ZCARD", "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"),
 )
 _FIGURES = ("MGET", "XLEN")
 """What a daemon with `http` sends when it is asked for metrics, besides what it reads anyway."""
@@ -142,7 +142,7 @@ def _written_by_client(keys: NamespaceKeys) -> list[str]:
                 shard.positions,
                 *(shard.owner, shard.inbox, shard.kept, shard.seen, shard.waiting, shard.turns, shard.log, shard.views),
                 *(shard.poison, shard.run("*"), shard.published("*"), shard.chunks("*"), shard.known("*")),
-                f"{shard.prefix}index:*",
+                *(f"{shard.prefix}index:*", f"{shard.prefix}asleep:*"),
             ],
         ),
     ]
@@ -206,7 +206,7 @@ ACCESS: dict[Role, Access] = {
                 "next_starts",
             ),
             *("commit", "checkpoint_views", "store_view", "forget_runs", "report_step", "extend_steps"),
-            *("store_details", "append_chunks", "start_runs", "replace_run"),
+            *("store_details", "append_chunks", "start_runs", "replace_run", "hibernate_runs", "wake_run"),
             *_SEEN_BY_CLIENTS,
         ),
         commands=(*_ALWAYS, *_READS_OF_DAEMON, *_FIGURES, "HDEL", "ZREM", "ZCOUNT", "ZUNION", "MEMORY USAGE", *_LOOKS),
@@ -228,6 +228,8 @@ ACCESS: dict[Role, Access] = {
             "ZUNION": "a new version of a view begins behind trimmed logs: which runs the server has",
             "start_runs": "a server has lost starts that this daemon had read",
             "replace_run": "the same of those that had taken the places of ended runs",
+            **dict.fromkeys(("hibernate_runs", "ZSCORE"), "runs have waited for longer than `hibernate_after`"),
+            "wake_run": "something is there for a run that hibernates",
             "ZREM": "a listing that lost writes have left wrong",
         },
     ),

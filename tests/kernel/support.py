@@ -227,6 +227,7 @@ def known_keys() -> list[tuple[re.Pattern[str], str]]:
         rf"{shard}index:attribute:{name}:[A-Za-z0-9_.~%-]*": "zset",
         rf"{shard}published:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
         rf"{shard}chunks:[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*": "hash",
+        rf"{shard}asleep:[0-9a-f]{{2}}": "hash",
         rf"{shard}view:{name}": "hash",
         rf"{shard}answer:[0-9a-f]{{32}}": "string",
         rf"{shard}known:[0-9a-f]{{2,32}}": "string",

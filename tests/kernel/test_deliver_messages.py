@@ -160,8 +160,7 @@ async def test_a_delivery_takes_as_many_commands_as_before_there_were_identities
         "xlen": 1,
         "get": 1,
         "zcard": 1,  # checks
-        "hmget": 1,
-        "hget": 1,
+        "hmget": 2,
         "hset": 1,  # what was accepted, the clock, what is accepted now
         "xadd": 2,
     }

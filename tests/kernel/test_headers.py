@@ -66,6 +66,7 @@ REPEATED_KEYS = {
     "tenant_index": SHARD.tenant("<tenant>"),
     "running_index": SHARD.index("running", "<workflow>"),
     "published": SHARD.published("<id>"),
+    "asleep": SHARD.asleep("<id>"),
     "chunks": SHARD.chunks("<id>"),
     "attribute_index": SHARD.attribute("name", "value"),
     "put": SHARD.published("<id>"),
@@ -73,6 +74,10 @@ REPEATED_KEYS = {
 }
 """The key that a repeated name stands for when the item has the values below; fixed keys are attributes."""
 
+
+SLEEPER = "run that may sleep"
+"""Of a call with the keys of the buckets, for each of its runs."""
+OPEN = Header("running", 3, "c", 1, 0, "<workflow>", "<tenant>", "", {"name": "value"})
 
 BATCH: Any = {name: f"<{name}>" for name in ("created", "seq", "attempt", "execution", "step", "count", "missed")}
 
@@ -137,11 +142,12 @@ class Verb(msgspec.Struct):
 
 
 def start_runs(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.start_runs(0, [Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>")] * n["run"], "<now>")
+    starts = [Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>")] * n["run"]
+    return KERNEL.start_runs(0, starts, "<now>", asleep=True)
 
 
 def post_messages(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.post_messages(0, "<source>", "<number>", [message()] * n["message"], "<now>")
+    return KERNEL.post_messages(0, "<source>", "<number>", [message()] * n["message"], "<now>", asleep=True)
 
 
 def message() -> Message:
@@ -150,12 +156,12 @@ def message() -> Message:
 
 
 def post_requests(n: dict[str, int]) -> Call[Any]:
-    return KERNEL.post_requests(0, "<source>", "<number>", [message()] * n["message"], "<now>")
+    return KERNEL.post_requests(0, "<source>", "<number>", [message()] * n["message"], "<now>", asleep=True)
 
 
 def deliver_messages(n: dict[str, int]) -> Call[Any]:
     delivery = Delivery("<number>", "<kind>", "<id>", b"<body>", "<workflow>", "<tenant>", "<parent>", "<trace>")
-    return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>", "<after>")
+    return KERNEL.deliver_messages(0, 7, [delivery] * n["message"], "<now>", "<after>", asleep=True)
 
 
 def commit(n: dict[str, int]) -> Call[Any]:
@@ -211,11 +217,11 @@ def text_limits(most: Any, age: Any, held: Any, held_age: Any) -> LogLimits:
 
 
 VERBS: dict[str, Verb] = {
-    "start_runs": Verb(start_runs, {"run": ("run",)}),
-    "post_messages": Verb(post_messages, {"message": ("message",)}),
-    "post_requests": Verb(post_requests, {"message": ("message",)}),
+    "start_runs": Verb(start_runs, {"run": ("run", SLEEPER)}),
+    "post_messages": Verb(post_messages, {"message": ("message", SLEEPER)}),
+    "post_requests": Verb(post_requests, {"message": ("message", SLEEPER)}),
     "report_outcome": Verb(report_outcome),
-    "deliver_messages": Verb(deliver_messages, {"message": ("message",)}, lambda _: {"source": "shard:7"}),
+    "deliver_messages": Verb(deliver_messages, {"message": ("message", SLEEPER)}, lambda _: {"source": "shard:7"}),
     "peek_queues": Verb(
         lambda n: KERNEL.peek_queues(3, ["gpu"] * n["queue"], ["<asked>"] * n["queue"]),
         {"queue": ("queue",)},
@@ -244,7 +250,11 @@ VERBS: dict[str, Verb] = {
     "restart_claims": Verb(
         lambda _: KERNEL.restart_claims("gpu", 3, "<limit>", "<after>"), {}, lambda _: {"group": WORKERS}
     ),
-    "peek_runs": Verb(lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"]), {"run": ("run",)}),
+    "peek_runs": Verb(
+        lambda n: KERNEL.peek_runs(0, ["<id>"] * n["run"], asleep=True),
+        {"run": ("run", SLEEPER)},
+        lambda _: {"buckets": "1"},
+    ),
     "read_runs": Verb(lambda n: KERNEL.read_runs(0, [("<id>", "<first>")] * n["run"], "<limit>"), {"run": ("run",)}),
     "read_hash": Verb(
         lambda n: KERNEL.read_hash(SHARD.steps, [b"<cursor>", *[b"<field>"] * n["left field"]], "<limit>", "<length>"),
@@ -299,8 +309,10 @@ VERBS: dict[str, Verb] = {
         commit_values,
     ),
     "replace_run": Verb(
-        lambda _: KERNEL.replace_run(0, Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>", "", ENDED), NOW),
-        {"listing": ("listing",)},
+        lambda _: KERNEL.replace_run(
+            0, Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>", "", ENDED), NOW, asleep=True
+        ),
+        {"listing": ("listing", SLEEPER)},
         lambda _: {"expected": ENDED, "now": NOW},
     ),
     "post_once": Verb(
@@ -313,8 +325,9 @@ VERBS: dict[str, Verb] = {
                 Start("<id>", "<workflow>", "<tenant>", b"<body>", "<trace>", "", ENDED),
             ),
             NOW,
+            asleep=True,
         ),
-        {"listing": ("listing",)},
+        {"listing": ("listing", SLEEPER)},
         lambda _: {"expected": ENDED, "now": NOW, "identity": "m:<digest>"},
     ),
     "forget_runs": Verb(
@@ -332,6 +345,23 @@ VERBS: dict[str, Verb] = {
         ),
         {"transition": ("transition",), "value": ("value",), "attribute": ("attribute",)},
         lambda n: {"header": ENDED, "now": NOW, "transitions": n["transition"], "values": n["value"]},
+    ),
+    "hibernate_runs": Verb(
+        lambda n: KERNEL.hibernate_runs(0, "<token>", [("<id>", OPEN, "<object>")] * n["run"]),
+        {"run": ("run", "attribute")},
+        lambda n: {"header": OPEN.encode(), "runs": n["run"]},
+    ),
+    "wake_run": Verb(
+        lambda n: KERNEL.wake_run(
+            0,
+            "<token>",
+            "<id>",
+            b"<expected>",
+            [OPEN.encode(), b"<state>", *[b"<transition>"] * n["transition"]],
+            [("<key>", b"<value>")] * n["value"],
+        ),
+        {"transition": ("transition",), "value": ("value",), "attribute": ("attribute",)},
+        lambda n: {"header": OPEN.encode(), "transitions": n["transition"], "values": n["value"]},
     ),
     "checkpoint_views": Verb(
         lambda n: KERNEL.checkpoint_views(
@@ -451,11 +481,16 @@ def test_keys_and_arguments_are_those_of_the_header_in_its_order(name: str, numb
             door += [SHARD.seen, SHARD.known("<digest>")] if name == "post_once" else []
             new = [SHARD.run("<id>"), SHARD.index("running", "<workflow>"), SHARD.tenant("<tenant>")]
             old = [SHARD.index("failed", "before"), SHARD.tenant("acme"), SHARD.attribute("name", "value")]
-            assert call.keys == [*door, *new, SHARD.published("<id>"), SHARD.chunks("<id>"), *old]
+            assert call.keys == [*door, *new, SHARD.published("<id>"), SHARD.chunks("<id>"), *old, SHARD.asleep("<id>")]
         elif name == "restore_run":
             listings = [SHARD.index("failed", "before"), SHARD.tenant("acme")]
             attribute = SHARD.attribute("name", "value")
-            assert call.keys == [SHARD.owner, SHARD.run("<id>"), *listings, SHARD.published("<id>"), attribute]
+            fixed_keys = [SHARD.owner, SHARD.run("<id>"), *listings, SHARD.published("<id>"), SHARD.asleep("<id>")]
+            assert call.keys == [*fixed_keys, attribute]
+        elif name == "wake_run":
+            listings = [SHARD.index("running", "<workflow>"), SHARD.tenant("<tenant>")]
+            of_run = [SHARD.run("<id>"), *listings, SHARD.published("<id>"), SHARD.asleep("<id>")]
+            assert call.keys == [SHARD.owner, SHARD.agenda, *of_run, SHARD.attribute("name", "value")]
         elif name in ("append_chunks", "read_chunks"):
             holder = [SHARD.owner] if name == "append_chunks" else []
             assert call.keys == [SHARD.run("<id>"), SHARD.chunks("<id>"), *holder]
@@ -493,6 +528,17 @@ def test_the_loader_reads_the_same_names_from_the_header(name: str) -> None:
     for found, word in ((script.keys, "KEYS"), (script.argv, "ARGV")):
         read = layout(path_of(name), word)
         assert found == read.fixed + [f"{part}[]" for group in read.groups for part in group.names]
+
+
+def test_without_buckets_a_call_has_no_key_more_than_before_there_were_any() -> None:
+    assert KERNEL.start_runs(0, [Start("a", "flow", "", b"")]).keys[-3:] == [
+        SHARD.run("a"),
+        SHARD.index("running", "flow"),
+        SHARD.tenant("-"),
+    ]
+    assert KERNEL.post_messages(0, "s", 1, [Message("signal", "a", b"")]).keys[-1] == SHARD.run("a")
+    assert KERNEL.peek_runs(0, ["a", "b"]).keys == [SHARD.run("a"), SHARD.run("b")]
+    assert KERNEL.deliver_messages(0, 7, [Delivery("1-1", "signal", "a", b"")], 1).keys[-1] == SHARD.tenant("-")
 
 
 def test_every_verb_has_one_file_one_method_and_one_test_file_of_its_name() -> None:
@@ -534,6 +580,7 @@ def test_only_verbs_that_bring_new_work_are_refused_when_memory_is_short() -> No
         "post_once",
         "post_messages",
         "append_chunks",
+        "wake_run",
     }
     assert {name for name, line in first_lines.items() if line == "#!lua flags=no-writes"} == {
         "peek_inbox",

@@ -168,14 +168,33 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
         kernel.store_view(0, "cost", shard.token, "state/1", b"1", b"2", b"1-0", "2-0", ["window/1/0"], []),
     )
     yield "forget_runs", kernel.forget_runs(0, [("r1", decode_header(await shard.header("r1")))])
+    await shard.do(kernel.start_runs(0, [Start("s1", "flow", "acme", b"x"), Start("s2", "flow", "", b"x")], NOW))
+    for run_id in ("s1", "s2"):
+        await shard.advance(run_id, plans=[(run_id, NOW + 9)])
+    tagged_header = msgspec.structs.replace(decode_header(await shard.header("s1")), attributes={"customer": "acme"})
+    await shard.plain("LSET", keys.run("s1"), 0, tagged_header.encode())
+    record = await shard.record("s1")
+    yield "hibernate_runs", kernel.hibernate_runs(0, shard.token, [("s1", tagged_header, "0000000a")])
+    sleeps = "s1"
+    yield "peek_runs", kernel.peek_runs(0, [sleeps], asleep=True)
+    yield "start_runs", kernel.start_runs(0, [Start(sleeps, "flow", "acme", b"x")], NOW, asleep=True)
+    yield "post_messages", kernel.post_messages(0, "z", 1, [Message("signal", sleeps, b"x")], NOW, asleep=True)
+    yield "replace_run", kernel.replace_run(0, again_as(sleeps), NOW, asleep=True)
+    yield "restore_run", kernel.restore_run(0, sleeps, [ENDED_HEADER, b"", b"transition"], [], NOW)
+    signal = OnceMessage(Message("signal", sleeps, b"x"), "0b", 60_000)
+    yield "post_once", kernel.post_once(0, signal, NOW, asleep=True)
+    another = Delivery("5-4", "start", sleeps, b"x", "flow", "acme", "p#1")
+    yield "deliver_messages", kernel.deliver_messages(0, 3, [another], NOW, asleep=True)
+    line = await shard.plain("HGET", keys.asleep("s1"), "s1")
+    yield "wake_run", kernel.wake_run(0, shard.token, "s1", line, record, [("key", b"value")])
     yield "note_group", kernel.note_group("billing", b"", b"x")
     yield "place_position", kernel.place_position(0, "billing", "id", "oldest")
     yield "claim_position", kernel.claim_position(0, "billing", "id", "1:", "n", "one")
     last = (await shard.stream(keys.log))[-1][0] if await shard.stream(keys.log) else ""
     yield "acknowledge_events", kernel.acknowledge_events(0, "billing", "2:n", last, 1)
     yield "peek_positions", kernel.peek_positions(0)
-    gone = Header("failed", 7, "c", 5, 9, "flow", "acme", "", {"customer": "acme"}).encode()
-    again = Start("r7", "flow", "acme", b"x", "", "i0a", gone)
+    gone = ENDED_HEADER
+    again = again_as("r7")
     await shard.plain("RPUSH", keys.run("r7"), gone, "", b"transition")
     await shard.plain("HSET", keys.published("r7"), "key", "value")
     yield "replace_run", kernel.replace_run(0, again, NOW)
@@ -228,6 +247,14 @@ async def calls(shard: Shard) -> AsyncIterator[tuple[str, Call[Any]]]:
     [claim, *_] = [entry for entry, _ in await shard.stream(stream)]
     settled = [Settlement(claim, "r3/3", b"outcome"), Settlement(fourth, "r4/4", b"")]
     yield "settle_attempts", kernel.settle_attempts("gpu", 0, settled)
+
+
+ENDED_HEADER = Header("failed", 7, "c", 5, 9, "flow", "acme", "", {"customer": "acme"}).encode()
+
+
+def again_as(run_id: str) -> Start:
+    """A start that takes the place of an ended run."""
+    return Start(run_id, "flow", "acme", b"x", "", "i0a", ENDED_HEADER)
 
 
 def keys_of_queue(shard: Shard) -> QueueKeys:

@@ -22,7 +22,7 @@ from streamflow.model.record import LISTED
 from streamflow.model.sharding import Partition, winner_of
 from streamflow.settings import Settings
 from streamflow.store.connection import Call
-from streamflow.store.keys import NamespaceKeys
+from streamflow.store.keys import BUCKETS, NamespaceKeys
 from streamflow.views.registry import VIEWS
 from streamflow.worker.worker import Worker
 from tests.support.waiting import DEADLINE
@@ -204,6 +204,7 @@ def _permanent() -> re.Pattern[str]:
     names += [shard.steps, shard.details, shard.waiting, shard.turns]
     names += [shard.published(an_id), shard.chunks(an_id), shard.answer(an_id), shard.known(an_id)]
     names += [shard.attribute(a_name, a_value), shard.app_view(a_name)]
+    names += [shard.bucket(f"{number:02x}") for number in range(BUCKETS)]
     names += [shard.run(an_id), shard.tenant(a_name), *(shard.index(status, a_name) for status in LISTED)]
     names += [queue.stream, queue.steps, queue.details]
     # Shard 0 stands for all of them.

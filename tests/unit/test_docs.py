@@ -181,7 +181,7 @@ def test_the_keys_are_those_of_the_code() -> None:
         (shard.run("<id>"), shard.index("<status>", "<workflow>"), shard.tenant("<tenant>"), namespace.view("<name>")),
         (namespace.suspects("<member>"), namespace.consumers("<group>"), shard.app_view("<name>")),
         (shard.attribute("<name>", "<value>"), shard.published("<id>"), shard.chunks("<id>")),
-        (shard.answer("<ask>"), shard.known("<digest>")),
+        (shard.answer("<ask>"), shard.known("<digest>"), shard.bucket("<bucket>")),
     )
     assert set(re.findall(r"^\| `(sf:[^`]+)` \|", text_of(KEYS), re.MULTILINE)) == set(strings)
 

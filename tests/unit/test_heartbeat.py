@@ -45,6 +45,7 @@ ON_THE_SERVER = {
         "silent_steps",
         "storage_waits",
         "put_off",
+        "asleep",
     ),
 }
 PRINTED = [
@@ -66,6 +67,7 @@ PRINTED = [
         "moved",
         "silent_steps",
         "put_off",
+        "asleep",
     ),
 ]
 
@@ -89,7 +91,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
 
     daemon: Any = Daemon(sf.App(), Settings())
     daemon.owner = SimpleNamespace(
-        shards={3: SimpleNamespace()},
+        shards={3: SimpleNamespace(asleep=11)},
         live=7,
         lost_writes=SimpleNamespace(recent_count=8),
         let_rest=lambda: None,
@@ -101,6 +103,7 @@ def test_the_daemon_fills_in_every_field(monkeypatch: pytest.MonkeyPatch) -> Non
     daemon.admission = SimpleNamespace(waiting=lambda: 8)
     daemon.rollup = SimpleNamespace(unfolded=5, folds=6)
     daemon.membership = SimpleNamespace(draining=True)
+    daemon.waking = SimpleNamespace(failing=0, waits=list)
     daemon._clock = FakeClock()
     lacking = Lacking("10.0.0.1:6379", "replicas:1", 9.0, 1, "no replica has confirmed it")
     daemon._store = SimpleNamespace(confirmation=SimpleNamespace(lacking=lambda _: [lacking]))

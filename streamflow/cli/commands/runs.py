@@ -17,6 +17,7 @@ from streamflow.cli.output import epoch_ms, make_console, plain_run, print_drawn
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
+    from streamflow.client.hibernating import HibernatingPage
     from streamflow.client.listing import RunPage
     from streamflow.client.newest import Changes
 
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Runs in the namespace's archive that are not on the server, those that were archived last first.",
 )
+@click.option(
+    "--hibernating",
+    is_flag=True,
+    help="Runs that were moved out of the server's memory because they have waited for long; other listings leave them "
+    "out. In no order; of the filters only --workflow.",
+)
 @click.option("--next", "after", metavar="CURSOR", default="", help="The next page, as the page before has named it.")
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), metavar="N", default=20, show_default=True,
@@ -49,6 +56,7 @@ def runs(
     sort: str | None,
     newest: bool,
     archived: bool,
+    hibernating: bool,
     after: str,
     limit: int,
     redis: str | None,
@@ -72,10 +80,11 @@ def runs(
       streamflow runs --error ConnectTimeout --since 2h --roots
       streamflow runs --attribute customer=acme --attribute priority=2
       streamflow runs --archived --status failed --since 90d
+      streamflow runs --hibernating --workflow reminder
     """
 
     if newest:
-        if after or sort or filters or archived:
+        if after or sort or filters or archived or hibernating:
             raise UsageError("--newest has no filters, no order and no pages: leave it out, or the others")
         _show_newest(redis, namespace, limit, as_json)
         return
@@ -83,22 +92,32 @@ def runs(
     if archived and sort:
         raise UsageError("archived runs are in the order in which they were archived: leave --sort out")
 
+    if hibernating:
+        if sort or archived or filters.keys() - {"workflow"}:
+            raise UsageError("--hibernating has no order and no filter but --workflow: leave the others out")
+        _show_hibernating(redis, namespace, filters.get("workflow"), after, limit, as_json)
+        return
+
     async def fetch() -> tuple[RunPage, int, bool]:
         async with open_client(redis, namespace) as client:
             if archived:
                 found = await client.archived_runs(**filters, after=after, limit=limit)
             else:
                 found = await client.runs(**filters, sort=sort, after=after, limit=limit, waits=True)
-            return found, await server_time_ms(client), bool((await client.read_namespace()).archive)
+            has_archive = bool((await client.read_namespace()).archive)
+            nonlocal asleep
+            asleep = await client.hibernating() if has_archive and not archived else 0
+            return found, await server_time_ms(client), has_archive
 
+    asleep = 0
     found, now_ms, has_archive = run_async(fetch)
     if as_json:
         print_json([plain_run(run) for run in found])
-        _say_more(found)
+        _say_more(found, asleep)
         return
     if not found:
         click.echo(_nothing(bool(filters or after), archived, has_archive), err=True)
-        _say_more(found)
+        _say_more(found, asleep)
         return
     from streamflow.screen.tables import RunRow, reasons_of, runs_table
 
@@ -121,11 +140,13 @@ def runs(
     print_drawn(console, runs_table(rows, now_ms, console.width))
     if reasons := reasons_of(rows):
         print_drawn(console, reasons)
-    _say_more(found)
+    _say_more(found, asleep)
 
 
-def _say_more(page: RunPage) -> None:
+def _say_more(page: RunPage, asleep: int) -> None:
     """What the filters were asked about, if they left something out, and how to go on. It isn't part of the data."""
+    if asleep:
+        click.echo(f"not listed: {asleep:,} that hibernate (--hibernating lists them)", err=True)
     if page.looked_at > len(page):
         click.echo(f"{len(page):,} of {page.looked_at:,} runs looked at", err=True)
     if page.after:
@@ -139,6 +160,43 @@ def _nothing(is_part: bool, archived: bool, has_archive: bool) -> str:
     if has_archive:
         return f"no {'matching runs' if is_part else 'runs'} on the server: --archived lists those in the archive"
     return "no runs yet: start one with `streamflow enqueue`"
+
+
+def _show_hibernating(
+    redis: str | None, namespace: str | None, workflow: str | None, after: str, limit: int, as_json: bool
+) -> None:
+    import msgspec
+
+    async def fetch() -> tuple[HibernatingPage, int, int]:
+        async with open_client(redis, namespace) as client:
+            page = await client.hibernating_runs(workflow=workflow, limit=limit, after=after)
+            return page, await client.hibernating(), await server_time_ms(client)
+
+    page, count, now_ms = run_async(fetch)
+    if as_json:
+        rows = [msgspec.to_builtins(run, enc_hook=str) for run in page]
+        print_json([{"run_id": row.pop("id"), **row} for row in rows])
+    elif page:
+        from streamflow.model.waits import Wait
+        from streamflow.screen.tables import RunRow, runs_table
+
+        rows = [
+            RunRow(
+                run_id=run.id,
+                workflow=run.workflow or "(long name)",
+                tenant="",
+                status="hibernating",
+                started=epoch_ms(run.created),
+                ended=0,
+                waits=[Wait(kind="timer", until=run.due) if run.due else Wait(kind="message")],
+            )
+            for run in page
+        ]
+        console = make_console()
+        print_drawn(console, runs_table(rows, now_ms, console.width))
+    click.echo(f"{len(page):,} of {count:,} runs that hibernate", err=True)
+    if page.after:
+        click.echo(f"next page: --next {page.after}", err=True)
 
 
 def _show_newest(redis: str | None, namespace: str | None, limit: int, as_json: bool) -> None:

@@ -138,6 +138,7 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         below=below,
         forks=forks,
         archived=described.archived,
+        hibernating=epoch_ms(described.hibernating) if described.hibernating else 0,
         stream=stream,
     )
     print_drawn(console, render_run(detail, console.width))

@@ -31,4 +31,7 @@ def runs_panel(status: NamespaceStatus, width: int) -> Panel:
         if count > 0 and bar_width >= 4:
             line.append("  " + "▇" * max(1, round(bar_width * count / largest)), style=style)
         lines.append(fit(line, width))
+        if name == "running" and status.hibernating:  # of these
+            text = f"{status.hibernating:>{number_width},}"
+            lines.append(fit(Text.assemble(("  asleep  ", MUTED), (text, MUTED), end=""), width))
     return Panel(lines, min_rows=5)

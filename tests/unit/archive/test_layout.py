@@ -59,6 +59,6 @@ def test_index_objects_sort_by_time() -> None:
 def test_a_folder_s_name_tells_the_run_unless_it_is_shortened(run_id: str) -> None:
     folder = layout.run_folder("shop", run_id)
     assert folder.startswith(f"{layout.folder_of_runs('shop', folder.split('/')[2])}/")
-    assert layout.run_of_folder(folder.rpartition("/")[2]) in (run_id, None)
+    assert layout.run_of_folder(folder.rpartition("/")[2]) in (run_id, "")
     if len(run_id) < 40:
         assert layout.run_of_folder(folder.rpartition("/")[2]) == run_id

@@ -43,6 +43,9 @@ WORDS = {
 
 
 WITHOUT_A_PANEL = {
+    "streamflow_runs_hibernating": "where it is used, the status shows it",
+    "streamflow_runs_hibernated_total": "the same",
+    "streamflow_runs_woken_total": "the same",
     "streamflow_chunks_total": "what steps emit is for readers of single runs, and in most namespaces there is nothing",
     "streamflow_chunks_missed_total": "the same, and readers see it",
     "streamflow_metrics_read_success": "where it is 0, the panels of that daemon's namespace and server have a gap",

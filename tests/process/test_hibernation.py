@@ -1,0 +1,142 @@
+"""Hibernation by commands, and daemons that are killed while they move runs out and wake them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamflow.embedded.server import EmbeddedServer
+from tests.process.test_cli_runs import SECONDS, Cli, until
+
+RUNS = 4
+
+FLOWS = """
+import os
+import signal
+import streamflow as sf
+from streamflow.daemon.hibernation import Hibernation
+from streamflow.daemon.waking import Waking
+
+app = sf.App()
+
+
+@app.workflow
+async def order(name: str) -> str:
+    return f"{name}: " + await sf.signal("approve", str)
+
+
+async def dies(self, *args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def dies_behind_some(self, *args):
+    await moved(self, *args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+match os.environ.get("DIES"):
+    case "behind the objects":
+        Hibernation._forget = dies
+    case "behind the verb":
+        moved = Hibernation._forget
+        Hibernation._forget = dies_behind_some
+    case "before it wakes one":
+        Waking._put_back = dies
+    case "behind a wake-up":
+        moved = Waking._put_back
+        Waking._put_back = dies_behind_some
+"""
+
+
+@pytest.fixture
+def cli(embedded_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
+    """A command line in a directory with the app above; daemons that a test starts are killed."""
+    monkeypatch.setenv("COLUMNS", "120")
+    (tmp_path / "flows.py").write_text(FLOWS)
+    daemons: list[subprocess.Popen[str]] = []
+    cli = Cli(tmp_path, embedded_server.url, f"t{uuid.uuid4().hex[:12]}")
+    spawn = cli.spawn
+
+    def spawned(*arguments: str, **options: object) -> subprocess.Popen[str]:
+        daemons.append(spawn(*arguments, **options))
+        return daemons[-1]
+
+    cli.spawn = spawned  # type: ignore[method-assign]
+    try:
+        yield cli
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+            daemon.wait(SECONDS)
+
+
+def daemon(cli: Cli, *arguments: str, dies: str = "") -> subprocess.Popen[str]:
+    """That is ready. `dies`: where it kills itself."""
+    log = cli.directory / f"daemon-{uuid.uuid4().hex[:4]}.log"
+    before, cli.environ = cli.environ, {**cli.environ, "DIES": dies} if dies else cli.environ
+    with log.open("wb") as file:
+        found = cli.spawn(
+            *("daemon", "--app", "flows:app", "--shards", "4", "--archive", f"file://{cli.directory}/archive"),
+            *arguments,
+            stdin=subprocess.DEVNULL,
+            stderr=file,
+        )
+    cli.environ = before
+    until(lambda: "now 4 of 4" in log.read_text() or found.poll() is not None, "the daemon took its shards")
+    return found
+
+
+def hibernating(cli: Cli) -> list[str]:
+    return sorted(run["run_id"] for run in cli("runs", "--hibernating", "--json").json)
+
+
+NAMES = sorted(f"o{number}" for number in range(RUNS))
+
+
+def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: Cli) -> None:
+    first = daemon(cli)
+    (cli.directory / "runs.jsonl").write_text("".join(f'{{"id": "{name}", "input": "{name}"}}\n' for name in NAMES))
+    assert cli("enqueue", "order", "--file", "runs.jsonl").code == 0
+    until(lambda: {run["status"] for run in cli("runs", "--json").json} == {"running"}, "all wait")
+    first.terminate()
+    first.wait(SECONDS)
+
+    killed = daemon(cli, "--hibernate-after", "0.2", dies="behind the objects")
+    assert killed.wait(SECONDS) == -signal.SIGKILL
+    assert list((cli.directory / "archive").rglob("parked/**/*.run")), "it has written some"
+    assert hibernating(cli) == []
+
+    killed = daemon(cli, "--hibernate-after", "0.2", dies="behind the verb")
+    assert killed.wait(SECONDS) == -signal.SIGKILL
+    some = hibernating(cli)
+    assert some, "it has moved some"
+
+    whole = daemon(cli, "--hibernate-after", "0.2")
+    until(lambda: hibernating(cli) == NAMES, "all are moved out")
+    assert "not listed: 4 that hibernate" in cli("runs").err
+    shown = cli("show", "o1")
+    assert "hibernates since" in shown.out
+    assert cli("show", "o1", "--json").json["hibernating"]
+    status = cli("status", "--json").json
+    assert status["hibernating"] == RUNS
+    listed = cli("runs", "--hibernating", "--limit", "3")
+    assert "3 of 4 runs that hibernate" in listed.err
+    assert "next page: --next " in listed.err
+    assert cli("runs", "--hibernating", "--status", "failed").code == 2
+    whole.terminate()
+    whole.wait(SECONDS)
+
+    for name in NAMES:
+        assert cli("signal", name, "approve", '"yes"').code == 0
+    for place in ("before it wakes one", "behind a wake-up"):
+        killed = daemon(cli, dies=place)
+        assert killed.wait(SECONDS) == -signal.SIGKILL
+    daemon(cli)
+    until(lambda: {run["status"] for run in cli("runs", "--json").json} == {"completed"}, "all have ended")
+    assert sorted(run["run_id"] for run in cli("runs", "--json").json) == NAMES
+    assert hibernating(cli) == []
