@@ -88,7 +88,7 @@ class Link:
                     me.host, me.port = await self.locate()
                 await me.connect()
         except BaseException as error:
-            await me.disconnect(nowait=True)
+            await self._give_up()
             if isinstance(error, TimeoutError):
                 raise redis_errors.TimeoutError("could not connect in time") from error
             if isinstance(error, redis_errors.RedisError) and not isinstance(error, redis_errors.ConnectionError):
@@ -118,7 +118,7 @@ class Link:
                 self.on_introduced(replies.pop(0))
             return replies
         except BaseException as error:
-            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            await self._give_up()
             if watch is not None and watch.expired:
                 raise redis_errors.TimeoutError(f"no byte came or went for {watch.limit:g} s") from error
             raise
@@ -165,6 +165,12 @@ class Link:
         """Close the connection at once, so that a task that waits for a reply gets an error."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+    async def _give_up(self) -> None:
+        me: Any = self
+        if self._writer is not None and self._writer.transport.get_extra_info("sslcontext") is not None:
+            self.drop()  # else it stays open until the server has taken its leave: the event loop may end before that
+        await me.disconnect(nowait=True)
 
     def progress(self) -> Progress:
         unsent = 0

@@ -8,6 +8,8 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from click.testing import CliRunner
@@ -153,3 +155,42 @@ async def test_a_store_is_closed_although_its_server_is_silent(certificates: Cer
             await store.close()
         finally:
             os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_a_connection_that_is_given_up_while_it_opens_is_closed(certificates: Certificates, ports: Ports) -> None:
+    """At once, not when the server has taken its leave: the event loop may end before that."""
+    url = url_of(certificates, ports.tls["server"]).replace(":s3cret@", "")
+    store = Node(url)
+    link: Any = store.link()
+    connected = anyio.Event()
+    sockets: list[Any] = []
+
+    async def greet(connection: Any) -> None:
+        sockets.append(connection._writer.transport.get_extra_info("socket"))
+        connected.set()
+        await anyio.sleep_forever()
+
+    link.redis_connect_func = greet
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.open)
+        await connected.wait()
+        tasks.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint()
+    assert [one.fileno() for one in sockets] == [-1]
+    await store.close()
+
+
+async def test_a_connection_whose_answer_is_given_up_is_closed_at_once(
+    certificates: Certificates, ports: Ports
+) -> None:
+    store = Node(url_of(certificates, ports.tls["server"]).replace(":s3cret@", ""))
+    link: Any = store.link()
+    await link.open()
+    socket = link._writer.transport.get_extra_info("socket")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.exchange, [["XREAD", "BLOCK", 10_000, "STREAMS", "nothing", "$"]], 10.0)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint()
+    assert socket.fileno() == -1
+    await store.close()
