@@ -133,6 +133,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 0.0
+    large_payload: Annotated[
+        int,
+        Meta(
+            description="bytes from which on a payload is in the storage of the archive and not on the server, 4096 at "
+            "least, as 262144; a daemon that says it changes it for the namespace, above 2097152: no more go there; "
+            "0: as the namespace has it, none at first",
+            ge=0,
+        ),
+    ] = 0
     log_bytes: Annotated[
         int, Meta(description="bytes that the logs of all shards keep for readers, about; each an equal part", ge=1)
     ] = 268_435_456

@@ -148,6 +148,16 @@ class Archive:
         """The runs of one index object; none if it isn't there."""
         return await self._read_index(name)
 
+    async def payloads(self) -> AsyncGenerator[bytes]:
+        """The references to large payloads that archived runs have, of one index object after the other. Raises
+        `ArchiveDamaged`: then it isn't known which are needed."""
+        for day in filter(layout.is_day, await self._storage.names(self._index)):
+            for name in filter(layout.is_index_object, await self._storage.names(f"{self._index}/{day}")):
+                path = f"{self._index}/{day}/{name}"
+                what = f"{self.shown}/{path}"
+                entries = await self._storage.get(path, lambda data, what=what: unpack_index(data, what)) or []
+                yield b"".join(entry.payloads for entry in entries)
+
     @property
     def _index(self) -> str:
         return layout.index_folder(self._namespace)

@@ -17,6 +17,7 @@ import msgspec
 
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.codec import DECODE_ERRORS
+from streamflow.model.references import marked_in
 
 T = TypeVar("T")
 
@@ -73,16 +74,19 @@ class ParkedRun(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A run in an index. `last`: the last transition of one that has failed, unless it is large."""
+    """A run in an index. `last`: the last transition of one that has failed, unless it is large. `payloads`: references
+    to the large payloads that the run has, one behind the other."""
 
     run_id: str
     header: bytes
     last: bytes = b""
+    payloads: bytes = b""
 
 
 def entry_of(run: ArchivedRun) -> Entry:
     is_wanted = run.header.startswith(b"failed ") and len(run.last) <= LARGEST_LAST
-    return Entry(run.run_id, run.header, run.last if is_wanted else b"")
+    references = {one.encode() for data in (*run.record, *run.published.values()) for one in marked_in(data)}
+    return Entry(run.run_id, run.header, run.last if is_wanted else b"", b"".join(sorted(references)))
 
 
 def pack_run(run: ArchivedRun) -> bytes:

@@ -5,6 +5,7 @@ Owns: these names, and nothing else does. Must not: read or write. Called by: ar
     <namespace>/runs/<two hex digits>/<run id>/<created>-<version>-<digest>.run       one state of one run
     <namespace>/index/<day>/<time>-<random>.idx                                       what was archived together
     <namespace>/parked/<two hex digits>/<run id>~<created>-<version>-<random>.run     a run that was moved out of memory
+    <namespace>/payloads/<week>/<SHA-256>.pay                                         a large payload
 
 Each run has an object of its own: it is found by its id with one listing and one read, however many there are, it is
 deleted alone, and rules of a bucket apply to it. Its name says which incarnation of the id it is, and in which state it
@@ -14,7 +15,8 @@ a daemon that died in between or by two of them, is the same object. So nobody o
 A run that was moved out of memory is found by what the server has left of it, so it needs no folder. The random part is
 another one each time: an object to which nothing leads is never one that somebody is just writing again, and may go.
 
-These leave room beside them: `payloads/` is for what isn't archived yet.
+A payload is named by the week in which it was written and by what it is: all who write it write the same object, and
+nobody writes into a week that is over.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ _ESCAPE = re.compile(r"=([0-9A-F]{2})")
 _RUN = re.compile(r"([0-9]{15})-([0-9]{10})-[0-9a-f]{16}\.run")
 _INDEX = re.compile(r"[0-9]{9}-[0-9a-f]{12}\.idx")
 _PARKED = re.compile(r"([A-Za-z0-9_.=-]+)~([0-9]{15})-([0-9]{10})-([0-9a-f]{8})\.run")
+_PAYLOAD = re.compile(r"[0-9a-f]{64}\.pay")
+_WEEK = re.compile(r"[0-9]{5}")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -121,6 +125,24 @@ def index_object(at_ms: int, random: str) -> str:
     """`<day>/<name>`: in the order of time."""
     at = datetime.fromtimestamp(at_ms / 1000, UTC)
     return f"{at:%Y-%m-%d}/{at:%H%M%S}{at_ms % 1000:03d}-{random}.idx"
+
+
+def payload_folder(namespace: str) -> str:
+    return f"{namespace_folder(namespace)}/payloads"
+
+
+def payload_object(week: int, digest: bytes) -> str:
+    """The name of the object in that folder."""
+    return f"{week:05d}/{digest.hex()}.pay"
+
+
+def parse_week(name: str) -> int | None:
+    return int(name) if _WEEK.fullmatch(name) else None
+
+
+def parse_payload(name: str) -> bytes | None:
+    """The digest in the name of an object; None for what somebody else has put there."""
+    return bytes.fromhex(name.removesuffix(".pay")) if _PAYLOAD.fullmatch(name) else None
 
 
 def is_day(name: str) -> bool:

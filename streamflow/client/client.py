@@ -32,6 +32,7 @@ from streamflow.archive_url import check_archive_url
 from streamflow.client import forking
 from streamflow.client.archived import ArchivedRuns, created_ms, describe_archived, events_of, listing_name
 from streamflow.client.hibernating import HibernatingPage
+from streamflow.client.large_payloads import ClientPayloads
 from streamflow.client.listing import (
     Filters,
     FoundRuns,
@@ -78,6 +79,7 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import STOPPED, Header, Status, decode_header, incarnation_of
+from streamflow.model.references import MARK
 from streamflow.model.sharding import full_run_id
 from streamflow.model.sleeping import is_asleep
 from streamflow.model.start_word import NOTHING, StartWord
@@ -307,6 +309,8 @@ class Client:
             kwargs |= own_arguments(parameters, options)
             word = asked_for(workflow, **options, on_existing=on_existing)
         payload = _input(name, parameters, args, kwargs)
+        if namespace.large_payload:
+            payload = await self._smaller(payload, 0)
         start = _start(namespace, name, payload, *_options(workflow, id, tenant), word)
         shard = namespace.shard_of(start.run_id)
         tracing = self._tracing
@@ -372,7 +376,8 @@ class Client:
         for run in new:
             codec.check_payload(run.payload, f"input of {run.workflow}")
             name = check_name("workflow", run.workflow)
-            starts.append(_start(namespace, name, run.payload, run.id, run.tenant, run.word))
+            payload = await self._smaller(run.payload, 0) if namespace.large_payload else run.payload
+            starts.append(_start(namespace, name, payload, run.id, run.tenant, run.word))
         tracing = self._tracing
         if tracing is None or not starts:
             headers = await self._send_starts(namespace, starts)
@@ -1003,6 +1008,7 @@ class Client:
             from_=from_,
             resume=resume,
             dead_after=dead_after,
+            join=lambda event: self.payloads.joined_event(event),
         )
 
     async def groups(self) -> list[Group]:
@@ -1093,14 +1099,17 @@ class Client:
             try:
                 ended = await session.waiter.ended(shard, run_id, created)
             except RunNotFound as missing:
-                return (await self._in_archive(run_id, created, missing)).last
+                return await self._joined((await self._in_archive(run_id, created, missing)).last)
             if await self._is_safe(session, shard, history):
                 session.recent.settled(run_id)
-                return ended
+                return await self._joined(ended)
 
     async def _answered(self, run_id: str, created: int, ask_id: str, body: bytes) -> bytes:
-        shard = (await self.read_namespace()).shard_of(run_id)
+        namespace = await self.read_namespace()
+        shard = namespace.shard_of(run_id)
         session = self._sessions.here()
+        if namespace.large_payload:
+            body = await self._smaller(body, 1)
         message = Message("ask", run_id, body, created)
         history = session.recent.history_of(shard)
         try:
@@ -1111,7 +1120,7 @@ class Client:
             raise await self._only_archived(run_id, created, missing) from None
         if not await self._is_safe(session, shard, history):
             raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
-        return answer
+        return await self._joined(answer)
 
     async def _put_once(self, once: OnceMessage, on_ended: OnEnded) -> PutOnce:
         shard = (await self.read_namespace()).shard_of(once.message.run_id)
@@ -1129,7 +1138,7 @@ class Client:
             answer = await self._waiter.answered(shard, run_id, created, ask_id, None)
         if not await self._is_safe(session, shard, history):
             raise Unconfirmed("the server that had the answer was replaced before it was confirmed: ask again")
-        return answer
+        return await self._joined(answer)
 
     def _calling(self, what: str, **attributes: str) -> contextlib.AbstractContextManager[str]:
         tracing = self._tracing
@@ -1230,13 +1239,21 @@ class Client:
             check_found(line if not is_asleep(line) else b"", run_id, created)
         except RunNotFound as missing:
             archived = (await self._elsewhere(run_id, created, missing)).published
-            return {key: Raw(value) for key, value in sorted(archived.items()) if not keys or key in keys}
+            wanted = {key: value for key, value in sorted(archived.items()) if not keys or key in keys}
+            whole = await self._all_joined(list(wanted.values()))
+            return {key: Raw(value) for key, value in zip(wanted, whole, strict=True)}
         if keys:
-            return {key: Raw(value) for key, value in zip(keys, values, strict=True) if value is not None}
-        return {name.decode(): Raw(value) for name, value in sorted(values.items())}
+            found = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+        else:
+            found = {name.decode(): value for name, value in sorted(values.items())}
+        whole = await self._all_joined(list(found.values()))
+        return {key: Raw(value) for key, value in zip(found, whole, strict=True)}
 
     async def _post(self, kind: str, run_id: str, created: int, body: bytes, origin: Origin | None = None) -> None:
-        shard = (await self.read_namespace()).shard_of(run_id)
+        namespace = await self.read_namespace()
+        shard = namespace.shard_of(run_id)
+        if namespace.large_payload:
+            body = await self._smaller(body, 1)
         answer = await self._batcher.post(shard, Message(kind, run_id, body, created), origin)
         try:
             check_posted(answer, kind, run_id)
@@ -1253,6 +1270,8 @@ class Client:
         if is_asleep(line):
             return await self._describe_hibernating(shard, run_id, line)
         header = decode_header(line)
+        with contextlib.suppress(ArchiveError):  # then the reference is shown
+            last = await self._joined(last)
         is_stopped = header.status in STOPPED
         found = describe(run_id, line, last, await self._listings.stopped_event(shard, run_id) if is_stopped else None)
         if header.is_open and waits:
@@ -1334,26 +1353,57 @@ class Client:
             return None  # none is kept there
 
     async def _history(self, run_id: str, created: int) -> list[Transition]:
+        namespace = await self.read_namespace()
         try:
-            return await self._listings.history((await self.read_namespace()).shard_of(run_id), run_id, created)
+            found = await self._listings.history(namespace.shard_of(run_id), run_id, created)
         except RunNotFound as missing:
-            return decode_history((await self._in_archive(run_id, created, missing)).transitions)
+            found = decode_history((await self._in_archive(run_id, created, missing)).transitions)
+        if namespace.large_payload:
+            with contextlib.suppress(ArchiveError):  # then it has the references
+                return await self.payloads.joined_transitions(found)
+        return found
+
+    @property
+    def payloads(self) -> ClientPayloads:
+        """Where large payloads are of the namespace, whose record has been read."""
+        session = self._sessions.here()
+        url = self._archive_url or (session.meta.archive if session.meta is not None else "")
+        if session.payloads is None or session.payloads.url != url:
+            session.payloads = ClientPayloads(url, self.namespace)
+        return session.payloads
+
+    async def _joined(self, data: bytes) -> bytes:
+        return (await self._all_joined([data]))[0]
+
+    async def _all_joined(self, values: list[bytes]) -> list[bytes]:
+        """Encoded values with what their references to storage stand for. Raises `ArchiveError`."""
+        if not any(MARK in value for value in values):
+            return values
+        await self.read_namespace()
+        return await self.payloads.joined(values)
+
+    async def _smaller(self, body: bytes, depth: int) -> bytes:
+        """A message's body with references to storage in the place of its large payloads."""
+        namespace = await self.read_namespace()
+        limit = namespace.large_payload
+        return body if len(body) < limit else await self.payloads.smaller(body, limit, depth)
 
     async def _events(self, run_id: str, created: int, follow: bool) -> AsyncGenerator[tuple[datetime, AnyEvent], None]:
-        shard = (await self.read_namespace()).shard_of(run_id)
+        namespace = await self.read_namespace()
+        shard, has_large = namespace.shard_of(run_id), namespace.large_payload > 0
         begun = False
         try:
-            async for event in self._listings.events(shard, run_id, created, follow):
+            async for at, event in self._listings.events(shard, run_id, created, follow):
                 begun = True
-                yield event
+                yield at, await self.payloads.joined_event(event) if has_large else event
         except RunNotFound as missing:
             if begun:  # it was deleted meanwhile
                 raise
             archived = await self._in_archive(run_id, created, missing)
         else:
             return
-        for event in events_of(archived):
-            yield event
+        for at, event in events_of(archived):
+            yield at, await self.payloads.joined_event(event) if has_large else event
 
 
 def _target(workflow: Callable[..., Any] | str) -> tuple[str, codec.Parameters | None]:

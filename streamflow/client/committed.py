@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import typing
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -129,10 +129,15 @@ def parts_of(entry: str, fields: Mapping[bytes, bytes], shard: int) -> list[Part
     return parts
 
 
-class Decoding:
-    """Log entries become events. Asks the server only for what older entries don't have."""
+Join = Callable[[AnyEvent], Awaitable[AnyEvent]]
 
-    def __init__(self, store: Store, kernel: Kernel, filter_: Filter) -> None:
+
+class Decoding:
+    """Log entries become events. Asks the server only for what older entries don't have. `join`: puts large payloads
+    into an event that are in storage."""
+
+    def __init__(self, store: Store, kernel: Kernel, filter_: Filter, join: Join | None = None) -> None:
+        self._join = join
         self._store = store
         self._kernel = kernel
         self._filter = filter_
@@ -151,6 +156,8 @@ class Decoding:
             parts = [part for part in parts if wanted.wants_workflow(self._origin(part).workflow)]
         found: list[CommittedEvent] = []
         for part, events in zip(parts, await self._whole(shard, parts), strict=True):
+            if self._join is not None:
+                events = [await self._join(event) if wanted.wants(event) else event for event in events]
             found += committed(shard, entry, part, events, self._origin(part), wanted)
         return found
 

@@ -85,7 +85,8 @@ class _Format(msgspec.Struct):
 async def read_history(client: Client, run_id: str) -> History:
     """Read a run's history from the server, or from the namespace's archive. Raises `RunNotFound`, `StoreError`."""
     namespace = await client.read_namespace()
-    elements = await client._record_of(run_id, 0)  # one read, so that all elements belong together
+    # One read, so that all elements belong together; large payloads are in it.
+    elements = await client._all_joined(await client._record_of(run_id, 0))
     header, state, *transitions = elements
     if not transitions:
         state = b""  # of a run that has not begun: its input

@@ -39,6 +39,7 @@ from streamflow.tracing.setup import find_tracing
 
 if TYPE_CHECKING:
     from streamflow.client.archived import ArchivedRuns
+    from streamflow.client.large_payloads import ClientPayloads
     from streamflow.tracing.spans import Tracing
 
 _of_parents: list[Session] = []
@@ -74,6 +75,8 @@ class Session:
         self.listings = Listings(store, keys, self.batcher, self.hibernating)
         self.archived: ArchivedRuns | None = None
         """The namespace's archive, from when it is asked for the first time."""
+        self.payloads: ClientPayloads | None = None
+        """Large payloads in its storage."""
         self.rings = Rings(store)
         self.streams = StreamReader(kernel, self.batcher, self.rings)
         self.meta: Namespace | None = None

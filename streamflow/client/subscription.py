@@ -21,7 +21,7 @@ from typing import cast, overload
 
 import msgspec
 
-from streamflow.client.committed import CommittedEvent, Decoding, Filter
+from streamflow.client.committed import CommittedEvent, Decoding, Filter, Join
 from streamflow.client.consumer import Consumer, Held, Resume
 from streamflow.client.groups import From, Groups, start_of
 from streamflow.client.log_reader import LogReader, ShardLog
@@ -113,7 +113,9 @@ class Subscription:
         from_: From,
         resume: Resume | None,
         dead_after: float,
+        join: Join | None = None,
     ) -> None:
+        self._join = join
         self.group = check_name("group", group)
         self.lost: list[Lost] = []
         """What the group has lost since it began or was reset last, as far as this consumer has come upon it."""
@@ -173,7 +175,7 @@ class Subscription:
         namespace = await self._read_namespace()
         store, kernel = self._store(), self._kernel
         note = await Groups(store, kernel, namespace.shards).make(self.group, self._from)
-        self._decoding = Decoding(store, kernel, self._filter)
+        self._decoding = Decoding(store, kernel, self._filter, self._join if namespace.large_payload else None)
         self._reader = LogReader(store, kernel, self._news.set)
         self._consumer = Consumer(
             store,

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from streamflow.daemon.failure_log import Noted
+from streamflow.daemon.large_payloads import BODY, EVENT, LargePayloads, StoreFirst
 from streamflow.daemon.paused import CHANGES, behind_cancel, keeps_stuck, pause_wanted, paused_text
-from streamflow.daemon.put_off import POSTPONED, take_returned
+from streamflow.daemon.put_off import POSTPONED, Need, take_returned
 from streamflow.daemon.relay import OutboxEntry
 from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
 from streamflow.errors import Failure, UsageError
@@ -55,6 +56,7 @@ from streamflow.machine.transition import (
     FailedChild,
     Input,
     Outcome,
+    Outgoing,
     Oversize,
     RetryRequest,
 )
@@ -184,6 +186,10 @@ class ShardBatch:
         """Bytes of the inputs."""
         self.divided: set[str] = set()
         """Runs for which more waits than they get now."""
+        self.payloads: LargePayloads | None = None
+        """Where large payloads go, if they go to storage."""
+        self.undecided: list[tuple[str, RunWork, Need]] = []
+        """Runs whose transitions have payloads that have to be stored first: they aren't in this commit."""
         self.alone: set[str] = set()
         """Runs that get what they have waited with, and nothing else."""
         self.size = 0
@@ -290,7 +296,7 @@ class ShardBatch:
         """Move what waits for the turn of this run into this batch, up to the limit."""
         shard = self.shard
         aside = shard.aside.pop(run_id)
-        work = self.work[run_id] = RunWork(found=aside.found)
+        work = self.work[run_id] = RunWork(found=aside.found, at=aside.at, decided=aside.decided)
         work.inputs = aside.inputs
         size = self._divide(run_id, work, 0)
         taken = 0
@@ -449,8 +455,12 @@ class ShardBatch:
             try:
                 created = live.header.created  # by the server's clock: if that is far ahead, runs don't follow it
                 not_before = created if created - at < CREATED_AHEAD else 0
-                effects = live.machine.advance(inputs, at, not_before, in_seal=True)
-                self._record(run_id, live, effects, namespace)
+                effects = live.machine.advance(inputs, run_work.at or at, not_before, in_seal=True)
+                self._record(run_id, live, effects, namespace, run_work)
+            except StoreFirst as error:
+                run_work.at = run_work.at or at
+                run_work.messages = self._take_out(run_id, run_work)
+                self.undecided.append((run_id, run_work, error.need))
             except _TooLarge as error:
                 self._divide_or_fail(run_id, run_work, str(error))
             except BaseException as error:
@@ -490,6 +500,14 @@ class ShardBatch:
         """Commit the other runs without this one, which has decided something that is not committed: it is read again,
         and comes in the next batch."""
         shard = self.shard
+        shard.inbox.extendleft(reversed(self._take_out(run_id, run_work)))
+        if run_work.inputs:
+            shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
+
+    def _take_out(self, run_id: str, run_work: RunWork) -> list[InboxMessage]:
+        """Leave a run that has decided something out of the commit, and memory. Returns its messages but for those that
+        the commit quarantines."""
+        shard = self.shard
         live = shard.live.pop(run_id)
         own = {message.id for message in run_work.messages}
         quarantined = {message.id for message, _ in self.poisoned}
@@ -497,10 +515,8 @@ class ShardBatch:
         if run_id in self.admitted:
             self.admitted.discard(run_id)
             self.batch.moves = [move for move in self.batch.moves if move[:2] != (run_id, shard.keys.waiting)]
-        shard.inbox.extendleft(reversed([message for message in run_work.messages if message.id not in quarantined]))
-        if run_work.inputs:
-            shard.inputs[run_id] = run_work.inputs + shard.inputs.get(run_id, [])
         live.machine.close()
+        return [message for message in run_work.messages if message.id not in quarantined]
 
     def _divide_or_fail(self, run_id: str, run_work: RunWork, reason: str) -> None:
         """The transition is too large for a commit: give the run fewer inputs at once, or have it fail."""
@@ -769,7 +785,7 @@ class ShardBatch:
             raise BadMessage("a start message for a run that has already started")
         return header
 
-    def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace) -> None:
+    def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace, work: RunWork) -> None:
         shard, batch = self.shard, self.batch
         machine, old = live.machine, live.header
         for warning in effects.warnings:
@@ -785,6 +801,7 @@ class ShardBatch:
                 size += len(body) + len(memoryview(job.details))
         if effects.outbox:
             size += sum([len(message.body) for message in effects.outbox])
+        outbox = effects.outbox
         transition: Transition | None = None
         header, header_bytes, memory = old, live.header_bytes, live.size
         if effects.events:
@@ -793,12 +810,7 @@ class ShardBatch:
             transition = Transition(at, effects.events)
             unsaid = effects.unrecorded
             data = _encoder.encode(transition) if unsaid is None else encode_transition(at, effects.events, unsaid)
-            logged = appended = b""
-            if self.logs_whole:
-                origin = Origin(batch.commit, old.version + 1, old.created, old.workflow, old.tenant)
-                appended = encode_origin(data, origin)
-            elif len(data) > LARGE:
-                logged = encode_logged(transition, old.version + 1, old.created)
+            whole = len(data)
             state = machine.snapshot()
             written = len(data) + len(state)
             size += written
@@ -809,6 +821,17 @@ class ShardBatch:
             if size > SMALL:
                 writes = len(effects.outbox) + len(attempts) + len(puts)
                 self._check_size(run_id, size, writes, effects)
+            if self.payloads is not None and 0 < self.payloads.limit <= size:
+                data, attempts, outbox, puts = self._cut(work, data, attempts, outbox, puts)
+                written = len(data) + len(state)
+                size = written + sum(len(body) for _, body in attempts) + sum(len(put.value) for put in puts)
+                size += sum(len(message.body) for message in outbox)
+            logged = appended = b""
+            if self.logs_whole:
+                origin = Origin(batch.commit, old.version + 1, old.created, old.workflow, old.tenant)
+                appended = encode_origin(data, origin)
+            elif whole > LARGE:
+                logged = encode_logged(transition, old.version + 1, old.created)
             attributes = old.attributes
             if effects.attributes is not None:
                 attributes = self._move_attributes(run_id, old, effects.attributes)
@@ -861,7 +884,7 @@ class ShardBatch:
             plan = machine.next_due
         if plan != live.plan:
             batch.plans.append((run_id, plan))
-        for message in effects.outbox:
+        for message in outbox:
             target = namespace.shard_of(message.target)
             self._send(target, message.kind, message.target, message.body, message.identity)
         for job, body in attempts:
@@ -871,6 +894,26 @@ class ShardBatch:
         if shard.portions and run_id not in self.divided:
             shard.portions.pop(run_id, None)
         self.reduced.append(Reduced(run_id, live, effects, header, header_bytes, plan, memory, transition))
+
+    def _cut(
+        self,
+        work: RunWork,
+        data: bytes,
+        attempts: list[tuple[StepJob, bytes]],
+        outbox: Sequence[Outgoing],
+        puts: list[Put],
+    ) -> tuple[bytes, list[tuple[StepJob, bytes]], Sequence[Outgoing], list[Put]]:
+        """All that one transition writes, with references in the place of its large payloads. Raises `StoreFirst`."""
+        assert self.payloads is not None
+        pieces = [(data, EVENT)]
+        pieces += [(body, BODY) for _, body in attempts]
+        pieces += [(message.body, BODY) for message in outbox]
+        pieces += [(put.value, 0 if put.field else BODY) for put in puts]
+        small = iter(self.payloads.cut(pieces, work))
+        data = next(small)
+        attempts = [(job, next(small)) for job, _ in attempts]
+        outbox = [msgspec.structs.replace(message, body=next(small)) for message in outbox]
+        return data, attempts, outbox, [Put(put.key, put.field, next(small)) for put in puts]
 
     def _puts(self, run_id: str, effects: Effects) -> list[Put]:
         """What the run has published, and its answers to asks."""

@@ -28,6 +28,7 @@ from streamflow.daemon.membership import Membership
 from streamflow.daemon.metrics import DaemonMetrics
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.parked_objects import ParkedObjects
+from streamflow.daemon.payload_sweep import PayloadSweep
 from streamflow.daemon.put_off import MOST_SHOWN
 from streamflow.daemon.registration import Registration, described
 from streamflow.daemon.relay import Relay
@@ -56,7 +57,7 @@ from streamflow.store.connection import Store
 from streamflow.store.durability import use_durability
 from streamflow.store.kernel import Kernel
 from streamflow.store.keys import NamespaceKeys
-from streamflow.store.namespace import check_server, open_namespace
+from streamflow.store.namespace import check_server, large_payload_of, open_namespace
 from streamflow.store.roles import Role
 from streamflow.store.router import open_store
 from streamflow.store.workers import for_heartbeat
@@ -143,6 +144,11 @@ class Daemon:
         self.owner.adopt(identity)
         self.membership.start_over(everywhere=True)
         self.owner.recent_commits.forget_all()
+
+    def _on_record(self, record: dict[bytes, bytes]) -> None:
+        self.registration.compare(record.get(b"identity"), record.get(b"durability"))
+        archive = record.get(b"archive", b"").decode(errors="replace")
+        self.owner.follow(archive, large_payload_of(record.get(b"large_payload")))
 
     def _on_groups(self, groups: int) -> None:
         self.owner.logs_whole = groups > 0
@@ -233,6 +239,7 @@ class Daemon:
                 ("retention", self.retention.run),
                 ("hibernation", self.hibernation.run),
                 ("waking", self.waking.run),
+                ("large payloads", self.payload_sweep.run),
                 ("deploy check", self.deploy_check.run),
                 ("stuck runs", self.stuck_runs.run),
                 ("namespace", self.registration.run),
@@ -302,6 +309,7 @@ class Daemon:
         self.hibernation = Hibernation(context, owner, parked)
         self.waking = waking = Waking(context, owner, parked)
         owner.on_bucket_due, owner.need_of_absent, owner.recent_commits.wake = waking.due, waking.need, waking.wake_all
+        self.payload_sweep = PayloadSweep(context, self.rollup)
         self.records = StepRecords(context, owner, self.executor)
         self.chunks = self.executor.chunks = ChunkSender(
             context.store, context.kernel, self.records.holder_of, settings.stream_bytes, settings.stream_age
@@ -319,7 +327,7 @@ class Daemon:
         registration.on_other_data = self._on_other_data
         registration.on_mismatch = self._on_mismatch
         owner.on_queue = registration.add_queue
-        self.membership.on_record = registration.compare
+        self.membership.on_record = self._on_record
         self.membership.on_pauses = owner.paused.update
         self.membership.on_groups = self._on_groups
         self.membership.on_turn = self._on_turn

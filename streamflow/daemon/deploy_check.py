@@ -31,7 +31,7 @@ from streamflow.daemon.code_fingerprint import fingerprint
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
-from streamflow.errors import StoreError, StoreUnavailable
+from streamflow.errors import ArchiveError, StoreError, StoreUnavailable
 from streamflow.events import decode_history
 from streamflow.loops import retry_forever
 from streamflow.machine.factory import rehydrating
@@ -195,6 +195,7 @@ class DeployCheck:
 
     async def _fits(self, shard: OwnedShard, run_id: str, record: list[bytes]) -> bool:
         try:
+            record = await self._owner.payloads.joined(record)
             header = decode_header(record[0])
             if not header.is_open or header.version == 0 or header.status in (Status.STUCK, Status.PAUSED):
                 return True
@@ -205,7 +206,7 @@ class DeployCheck:
                     await anyio.sleep(self._busy / DUTY)
                     self._busy = 0.0
             machine.close()
-        except (*DECODE_ERRORS, IndexError):
+        except (*DECODE_ERRORS, IndexError, ArchiveError):  # what storage doesn't give is asked for when it is needed
             return True
         except BaseException as error:
             if ends_process(error):

@@ -81,7 +81,7 @@ class _Seen(msgspec.Struct):
 
 class Membership:
     """`describe` makes this daemon's heartbeat. `on_beat(heartbeat)` is called when one is confirmed, `on_leave()`
-    before this daemon deregisters, `on_record(identity, durability)` with what the namespace's record says,
+    before this daemon deregisters, `on_record(record)` with what the namespace's record says,
     `on_pauses(workflows)` with what is paused, and `on_groups(groups)` with how many groups of subscribers there are:
     they are read with each heartbeat, because a turn of the event loop costs an idle daemon more than a command."""
 
@@ -102,7 +102,7 @@ class Membership:
         self.on_leave: Callable[[], None] = lambda: None
         self.on_pauses: Callable[[dict[str, Pause]], None] = lambda paused: None
         self.on_groups: Callable[[int], None] = lambda groups: None
-        self.on_record: Callable[[bytes | None, bytes | None], None] = lambda identity, durability: None
+        self.on_record: Callable[[dict[bytes, bytes]], None] = lambda _: None
         self.has_its_share = anyio.Event()
         """Set as soon as it owns a shard, or none is for it: there may be as many daemons as shards."""
         self.on_turn: Callable[[], None] = lambda: None
@@ -320,7 +320,7 @@ class Membership:
             answer = await self._store.one(call, urgent=True)
             record, pauses, groups = answer.hashes
             if record is not None:
-                self.on_record(record.get(b"identity"), record.get(b"durability"))
+                self.on_record(record)
             if pauses != self._pauses or not self._can_read_pauses:
                 self._take_pauses(pauses)
             if groups is not None:

@@ -26,6 +26,7 @@ from streamflow.daemon.batch import BYTES, IN_FLIGHT, SENT, UNKNOWN, Reduced, Sh
 from streamflow.daemon.careful_turns import CarefulTurns
 from streamflow.daemon.context import Context
 from streamflow.daemon.failure_log import FailureLog
+from streamflow.daemon.large_payloads import LargePayloads
 from streamflow.daemon.lost_writes import LostWrites
 from streamflow.daemon.moves import Moves
 from streamflow.daemon.paused import keeps_stuck, pause_of_fork, pause_wanted
@@ -196,6 +197,8 @@ class Owner:
         self.is_alive: Callable[[str], bool] = lambda _: False
         self.careful = CarefulTurns(context.store, self.suspects, self.active, self.wake, self.wake_up)
         self.put_off = RunsPutOff(context, self.wake, self.drop)
+        self.payloads = LargePayloads(context)
+        self.follow(context.namespace.archive, context.namespace.large_payload)
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._batches: dict[int, ShardBatch] = {}
@@ -317,6 +320,11 @@ class Owner:
                 live.machine.close()
         shard.live.clear()
 
+    def follow(self, archive: str, large_payload: int) -> None:
+        """Large payloads go to this storage from now on: called with what the namespace's record says."""
+        if self.payloads.follow(archive, large_payload) and self.payloads not in self.put_off.suppliers:
+            self.put_off.suppliers.append(self.payloads)
+
     def adopt(self, identity: str) -> None:
         """The namespace's data are other ones from now on: notifications carry this identity of theirs."""
         self._namespace = msgspec.structs.replace(self._namespace, identity=identity)
@@ -332,9 +340,9 @@ class Owner:
     @property
     def is_full(self) -> bool:
         """Whether starts have to wait: the runs in memory are as large as they may be."""
-        if self._bytes > self._memory:
+        if self._bytes + self.put_off.bytes > self._memory:
             self._count_bytes()
-        return self._bytes > self._memory
+        return self._bytes + self.put_off.bytes > self._memory
 
     def crowding(self) -> set[bytes]:
         """The tenants of whose runs many wait for a free slot, if all together are as many as may: their starts have to
@@ -458,6 +466,8 @@ class Owner:
         batch = self._batches[shard.number] = ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
         batch.paused = self.paused.notes
         batch.logs_whole = self.logs_whole
+        if self.payloads.limit:
+            batch.payloads = self.payloads
         if shard.put_off:
             self.put_off.keep_back(shard)
         return batch
@@ -622,6 +632,9 @@ class Owner:
                     continue
                 try:
                     batch.reduce(self._app, self._namespace, at, self.watch)
+                    for run_id, work, need in batch.undecided:
+                        self.put_off.put_off(batch.shard, run_id, work, need)
+                    self.put_off.ask()
                     batch.finish()
                     if batch.is_empty:
                         batch.applied = True

@@ -118,6 +118,7 @@ class Registration:
             described(context.app),
             self._durability,
             namespace.archive,
+            namespace.large_payload,
         )
         name = context.settings.namespace
         try:

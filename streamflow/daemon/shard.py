@@ -86,6 +86,11 @@ class RunWork(msgspec.Struct):
     """Its record was read: if the run isn't live now, it has ended or doesn't exist."""
     found: dict[Any, Any] = {}
     """What storage has given for it (`put_off.py`)."""
+    at: int = 0
+    """When its inputs were reduced before (ms), in vain: they are again at that time, so that the code decides the
+    same."""
+    decided: int = 0
+    """How often they were."""
 
 
 class PutOffRun(msgspec.Struct):

@@ -11,6 +11,7 @@ from msgspec import Raw
 
 from streamflow.events import gone_bytes
 from streamflow.model.plain import plain
+from streamflow.model.references import parse_reference
 from streamflow.screen.sanitize import safe
 from streamflow.screen.style import size
 
@@ -22,6 +23,8 @@ def preview(payload: Raw | bytes, limit: int) -> str:
     """One safe line of compact JSON, at most `limit` characters."""
     if gone := gone_bytes(payload):
         return safe(f"⟨{size(gone)}, gone⟩", limit)
+    if (reference := parse_reference(bytes(payload))) is not None:
+        return safe(f"⟨{size(reference.size)}, in storage: {reference.digest.hex()[:16]}⟩", limit)
     length = len(memoryview(payload))
     if length > PREVIEW_BYTES:
         return safe(f"⟨{size(length)}⟩", limit)

@@ -162,7 +162,7 @@ class NamespaceKeys:
         self.namespace = namespace
         self.prefix = f"sf:{{{namespace}}}:"
         self.meta = f"{self.prefix}meta"
-        """Hash: shards, partition, schema, identity, durability."""
+        """Hash: shards, partition, schema, identity, durability, archive, large_payload."""
         self.members = f"{self.prefix}members"
         """Hash: member id -> its last heartbeat, JSON."""
         self.workers = f"{self.prefix}workers"

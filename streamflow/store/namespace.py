@@ -36,6 +36,8 @@ class Namespace(msgspec.Struct, frozen=True):
     """How safe a write has to be before it counts (`durability.py`)."""
     archive: str = ""
     """URL of the storage to which ended runs go; empty or `none` if there is none."""
+    large_payload: int = 0
+    """Bytes from which on a payload goes there; 0: none ever has."""
 
     def shard_of(self, run_id: str) -> int:
         return shard_of(run_id, self.shards, self.partition)
@@ -43,7 +45,8 @@ class Namespace(msgspec.Struct, frozen=True):
 
 def read_namespace(keys: NamespaceKeys) -> Call[list[bytes | None]]:
     """The command whose reply `namespace_from` parses."""
-    return Call.plain("HMGET", keys.meta, "shards", "partition", "schema", "identity", "durability", "archive")
+    fields = ("shards", "partition", "schema", "identity", "durability", "archive", "large_payload")
+    return Call.plain("HMGET", keys.meta, *fields)
 
 
 def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
@@ -51,7 +54,7 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
 
     Raises `NamespaceMismatch` for a namespace of another version of streamflow.
     """
-    shards, partition, schema, identity, durability, archive = stored
+    shards, partition, schema, identity, durability, archive, large = stored
     if shards is None or partition is None or schema is None:
         return None
     _check_schema(name, int(schema))
@@ -61,7 +64,13 @@ def namespace_from(name: str, stored: list[bytes | None]) -> Namespace | None:
         (identity or b"").decode(),
         (durability or b"server").decode(),
         (archive or b"").decode(errors="replace"),
+        large_payload_of(large),
     )
+
+
+def large_payload_of(stored: bytes | None) -> int:
+    """From the field of the record; 0 for what can't be read."""
+    return int(stored) if stored is not None and stored.isdigit() else 0
 
 
 async def stored_durability(store: Store, keys: NamespaceKeys) -> str:
@@ -83,15 +92,18 @@ async def open_namespace(
     """
     stored = await store.one(read_namespace(kernel.keys))
     namespace = namespace_from(settings.namespace, stored)
-    before, archive_before = "server", ""
+    before, archive_before, large_before = "server", "", 0
     if namespace is not None:
         check_same(namespace, settings)  # before workflows are registered in it
-        before, archive_before = namespace.durability, namespace.archive
+        before, archive_before, large_before = namespace.durability, namespace.archive, namespace.large_payload
     durability = settings.durability or before
     archive = check_archive_url(settings.archive) or archive_before
-    record = await write_records(store, kernel, settings.shards, settings.partition, workflows, durability, archive)
+    large = settings.large_payload or large_before
+    record = await write_records(
+        store, kernel, settings.shards, settings.partition, workflows, durability, archive, large
+    )
     _check_schema(settings.namespace, record.schema)
-    namespace = Namespace(record.shards, record.partition, record.identity, durability, archive)
+    namespace = Namespace(record.shards, record.partition, record.identity, durability, archive, large)
     check_same(namespace, settings)
     if archive != archive_before:
         _log.warning(
@@ -99,6 +111,13 @@ async def open_namespace(
             settings.namespace,
             shown_archive(archive),
             shown_archive(archive_before) if archive_before else NONE,
+        )
+    if large != large_before:
+        _log.warning(
+            "payloads of namespace %s from %s bytes on go to storage from now on, before it was %s",
+            settings.namespace,
+            f"{large:,}",
+            f"{large_before:,}" if large_before else "none",
         )
     if durability != before:
         _log.warning(
@@ -119,6 +138,7 @@ async def write_records(
     workflows: Sequence[tuple[str, bytes]],
     durability: str,
     archive: str = "",
+    large_payload: int = 0,
 ) -> NamespaceRecord:
     """Create the namespace unless it exists, write its durability and archive, and register workflows. A damaged list
     of workflows is only logged: clients read it."""
@@ -127,6 +147,8 @@ async def write_records(
         puts = [Put(kernel.keys.meta, "durability", durability.encode())]
         if archive:
             puts.append(Put(kernel.keys.meta, "archive", archive.encode()))
+        if large_payload:
+            puts.append(Put(kernel.keys.meta, "large_payload", str(large_payload).encode()))
         await store.one(kernel.store_records(puts))
         return record
     except StoreMisconfigured:

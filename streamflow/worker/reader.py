@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
-from streamflow.errors import Failure, StoreError, StoreUnavailable
+from streamflow.errors import ArchiveDamaged, Failure, StoreError, StoreUnavailable
 from streamflow.loops import retry_forever
 from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
+from streamflow.model.references import MARK, references_in
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
 from streamflow.store.cluster_subscription import open_subscription
@@ -46,6 +47,7 @@ from streamflow.store.queues import partitions_claimed_by
 from streamflow.store.servers import send_to_each
 from streamflow.wire import QueuedStep, decode_job, partition_name, stream_order
 from streamflow.worker.claims import Claim, Claims, Partition
+from streamflow.worker.large_arguments import LargeArguments
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.app import App
 
@@ -119,6 +121,7 @@ class QueueReader:
         self._check_pending = False
         self._histories: dict[str, int] = {}
         """By stream: its history before the last read, where steps wait until their decisions are safe."""
+        self._large = LargeArguments(store, kernel.keys)
         self._confirming: set[asyncio.Task[None]] = set()
         """Waits until decisions are safe: one that a server doesn't confirm holds up no other server's."""
         self._paused: Set[str] = frozenset()
@@ -529,13 +532,20 @@ class QueueReader:
             )
             self._decline(claim, UnfitArguments.__name__, text)
             return
+        args = queued.args.copy()
+        if MARK in bytes(args) and references_in(bytes(args)):
+            fetching = asyncio.create_task(self._submit_when_fetched(claim, queued, newest))
+            hide(fetching)
+            self._confirming.add(fetching)
+            fetching.add_done_callback(self._confirming.discard)
+            return
         details = msgspec.Raw(newest) if newest else queued.details
         # Copies: a Raw is a window into the whole answer of the server, and a step may run for long.
         job = StepJob(
             claim.seq,
             claim.attempt,
             step,
-            queued.args.copy(),
+            args,
             details.copy(),
             queued.timeout,
             queued.lost,
@@ -549,6 +559,16 @@ class QueueReader:
             entered, _ = stream_order(claim.entry)
             tracing.waited(claim.partition[0], claim.run_id, job, entered)
         self._suspects.submit(claim.partition[1], claim.run_id, job)
+
+    async def _submit_when_fetched(self, claim: Claim, queued: QueuedStep, newest: bytes) -> None:
+        """When it is cancelled, because the worker stops, the attempt is requeued."""
+        try:
+            args = await self._large.whole(bytes(queued.args), f"step {claim.step}, attempt {claim.attempt},")
+        except ArchiveDamaged as error:
+            self._refuse(claim, type(error).__name__, str(error), permanent=False)
+            return
+        if not claim.ended:  # meanwhile
+            self._submit(claim, msgspec.structs.replace(queued, args=msgspec.Raw(args)), newest)
 
     def _refuse(self, claim: Claim, kind: str, text: str, *, permanent: bool) -> None:
         failure = Failure(kind, text)

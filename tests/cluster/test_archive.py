@@ -50,3 +50,26 @@ async def test_runs_of_all_slots_are_archived_and_restored(shared_cluster: Embed
             assert await client.run(run_id).published() == {"stage": "done"}
         assert {run.id for run in await client.runs(attributes={"customer": "o7"})} == {"o7"}
         assert len(await client.runs(tenant="acme", limit=100)) == len(ids)
+
+
+@app.workflow
+async def sums(parts: int) -> int:
+    return sum(await sf.gather(*(length(f"{n}" * 8192) for n in range(parts))))
+
+
+@app.workflow
+async def length(text: str) -> int:
+    return len(text)
+
+
+async def test_large_payloads_go_from_slot_to_slot(shared_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    namespace = f"t{uuid.uuid4().hex[:12]}"
+    archive = f"file://{tmp_path}/archive"
+    async with (
+        running_daemon(app, shared_cluster, namespace, crash=False, archive=archive, large_payload=8192) as daemon,
+        sf.connect(shared_cluster.url, namespace=namespace) as client,
+    ):
+        assert await (await client.start(sums, 6, id="s")).result(15) == 6 * 8192
+        assert len(list(tmp_path.rglob("*.pay"))) == 6
+        await daemon.payload_sweep.run_once()
+        assert len(list(tmp_path.rglob("*.pay"))) == 6

@@ -11,6 +11,7 @@ import pytest
 import streamflow as sf
 from streamflow.archive.archive import Archive
 from streamflow.archive.format import ArchivedRun
+from streamflow.archive.payloads import Payloads
 from streamflow.errors import ArchiveError
 from tests.support.waiting import until
 from tests.system.conftest import Serve
@@ -90,6 +91,23 @@ async def test_runs_go_into_a_bucket_and_are_read_there(serve: Serve, bucket: st
         assert await client.forget("o4")
         with pytest.raises(sf.RunNotFound):
             await client.run("o4").describe()
+
+
+@app.workflow
+async def repeats(text: str) -> str:
+    return text + text
+
+
+async def test_large_payloads_go_into_a_bucket(serve: Serve, bucket: str) -> None:
+    text = "".join(map(str, range(4000)))
+    async with serve(app, archive=f"s3://{bucket}/streamflow", large_payload=8192) as (client, _):
+        assert await (await client.start(repeats, text, id="r")).result(10) == text + text
+        payloads = Payloads(f"s3://{bucket}/streamflow", client.namespace)
+        [week] = await payloads.weeks()
+        found = await payloads.digests(week)
+        assert len(found) == 2
+        await payloads.remove(week, found[0])
+        assert await payloads.digests(week) == found[1:]
 
 
 async def test_a_bucket_that_is_missing_is_an_error_without_secrets(bucket: str) -> None:

@@ -74,6 +74,12 @@ async def parent(name: str) -> str:
     return f"parent of: {await order.options(id=name)(7)}"
 
 
+@app.workflow
+async def noted(text: str) -> int:
+    await sf.signal("go", int)
+    return len(text)
+
+
 AFTER = 3600
 """Seconds: nothing is moved out but by `moved_out`."""
 
@@ -531,3 +537,18 @@ async def test_ended_runs_are_forgotten_as_ever(serve: Serve, tmp_path: Path) ->
         assert await client.forget("o1")
         again = await client.start(order, 3, id="o1")
         assert again.created
+
+
+async def test_a_run_with_large_payloads_stays_where_their_sweep_sees_it(serve: Serve, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"hibernate_after": AFTER, "large_payload": 4096, "archive": url(tmp_path)}
+    async with serve(app, **settings) as (client, daemon):
+        large = await client.start(noted, "x" * 5000, id="large")
+        small = await client.start(noted, "x", id="small")
+        for run in (large, small):
+            await waits(client, run)
+        await checked(daemon)
+        await moved_out(daemon)
+        assert [run.id for run in await client.runs()] == ["large"]
+        assert [run.id for run in await client.hibernating_runs()] == ["small"]
+        await large.signal("go", 1)
+        assert await large.result(timeout=20) == 5000
