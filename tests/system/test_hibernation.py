@@ -171,6 +171,27 @@ async def test_a_run_is_moved_out_read_there_and_woken_by_a_signal(serve: Serve,
         assert [found.id for found in await client.runs(tenant="acme")] == ["o1"]
 
 
+async def test_a_message_wakes_a_run_though_the_answer_of_the_move_was_lost(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(app, hibernate_after=AFTER, archive=url(tmp_path)) as (client, daemon):
+        run = await client.start(order, 5, id="o1")
+        await waits(client, run)
+        one = daemon.owner._store.one
+
+        async def twice(call: Call[Any], **options: Any) -> Any:
+            """As the store does it when the connection is lost in between."""
+            if call.script == "hibernate_runs":
+                await one(call, **options)
+            return await one(call, **options)
+
+        monkeypatch.setattr(daemon.owner._store, "one", twice)
+        await moved_out(daemon)
+        monkeypatch.undo()
+        await run.signal("approve", "ann")
+        assert await run.result(20) == "5 approved by ann"
+
+
 async def test_a_timer_wakes_its_run_in_time(serve: Serve, tmp_path: Path) -> None:
     async with serve(app, hibernate_after=AFTER, archive=url(tmp_path)) as (client, daemon):
         run = await client.start(reminder, 1.5, id="r1")
