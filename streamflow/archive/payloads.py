@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import sha256
 
 from streamflow.archive import layout
@@ -23,6 +23,10 @@ from streamflow.archive_url import NONE, check_archive_url, shown_archive
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.references import Reference
 
+AT_ONCE = 8
+"""Payloads of one run, or one call, that are read or written at the same time."""
+SWEEPING = 600.0
+"""Seconds that one call of the sweep may take: a folder of a week may list millions of objects."""
 MOST_KNOWN = 100_000
 REMEMBERED = 32 * 1024 * 1024
 """Bytes of payloads in memory that were read or written last."""
@@ -62,26 +66,25 @@ class Payloads:
 
     async def store(self, payloads: Mapping[Reference, bytes]) -> None:
         """Return when all of them are durable."""
-        unknown = self.unknown(payloads)
-        if unknown:
-            await asyncio.gather(*(self._put(one, payloads[one]) for one in unknown))
 
-    async def _put(self, reference: Reference, data: bytes) -> None:
-        await self._storage.put(self._name(reference), lambda: _pack(data))
-        self._known[reference] = None
-        while len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
-        self._remember(reference, data)
+        async def put(one: Reference) -> None:
+            data = payloads[one]
+            await self._storage.put(self._name(one), lambda: _pack(data))
+            self._remember(one, data)
+
+        await _each(put, self.unknown(payloads))
 
     async def fetch(self, references: Iterable[Reference]) -> dict[Reference, bytes]:
         """Raises `ArchiveDamaged` if one isn't there, or isn't what was stored."""
         wanted = list(references)
         found = self.recent(wanted)
         missing = [one for one in wanted if one not in found]
-        for one, data in zip(missing, await asyncio.gather(*map(self._get, missing)), strict=True):
-            found[one] = data
-            self._remember(one, data)
-            self._known[one] = None
+
+        async def get(one: Reference) -> None:
+            found[one] = await self._get(one)
+            self._remember(one, found[one])
+
+        await _each(get, missing)
         return found
 
     async def _get(self, reference: Reference) -> bytes:
@@ -93,6 +96,9 @@ class Payloads:
         return data
 
     def _remember(self, reference: Reference, data: bytes) -> None:
+        self._known[reference] = None
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
         if reference.digest not in self._recent:
             self._bytes += len(data)
         self._recent[reference.digest] = data
@@ -125,6 +131,24 @@ class Payloads:
 def open_payloads(url: str, namespace: str, *, timeout: float = TIMEOUT) -> Payloads | None:
     """None if there is no storage. Nothing is sent. Raises `UsageError` for a URL that can't be."""
     return None if url in ("", NONE) else Payloads(url, namespace, timeout=timeout)
+
+
+async def _each(function: Callable[[Reference], Awaitable[None]], references: list[Reference]) -> None:
+    """Call it for each, `AT_ONCE` at a time: a call's time-out begins before its turn in the storage, so if thousands
+    waited there, a run with so many payloads would never get all. Behind one that fails none begins."""
+    waiting = iter(references)
+
+    async def some() -> None:
+        for one in waiting:
+            await function(one)
+
+    tasks = [asyncio.ensure_future(some()) for _ in references[:AT_ONCE]]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _pack(data: bytes) -> bytes:

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from streamflow.archive.archive import open_archive
-from streamflow.archive.payloads import open_payloads
+from streamflow.archive.payloads import SWEEPING, open_payloads
 from streamflow.daemon.context import Context
 from streamflow.daemon.rollup import Rollup
 from streamflow.errors import StoreError
@@ -85,7 +85,7 @@ class PayloadSweep:
         """Raises `StoreError` if something can't be read."""
         archive, large = await self._store.one(Call.plain("HMGET", self._kernel.keys.meta, "archive", "large_payload"))
         url = (archive or b"").decode(errors="replace")
-        payloads = open_payloads(url, self._namespace) if large else None
+        payloads = open_payloads(url, self._namespace, timeout=SWEEPING) if large else None
         if payloads is None:
             return
         now = self._clock.now_ms()

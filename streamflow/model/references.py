@@ -31,7 +31,8 @@ WEEK_MS = 7 * 24 * 3600 * 1000
 LEAST = 4096
 """The smallest threshold: what is smaller is in one piece with its run."""
 
-_MARKED = re.compile(re.escape(MARK) + b"(.{3})(.{5})(.{32})", re.DOTALL)
+_MARKED = re.compile(b"(?=" + re.escape(MARK) + b"(.{3})(.{5})(.{32}))", re.DOTALL)
+"""They may overlap: a real one may be within what only looks like the rest of one."""
 _arrays = msgspec.msgpack.Decoder(list[Raw])
 _maps = msgspec.msgpack.Decoder(dict[Any, Raw])
 _encode = msgspec.msgpack.Encoder().encode

@@ -73,6 +73,12 @@ def test_what_looks_like_a_reference_within_text_is_none() -> None:
     assert list(marked_in(data)) == [parse_reference(reference)], "the sweep takes no chance"
 
 
+def test_the_sweep_finds_a_reference_behind_what_only_begins_like_one() -> None:
+    reference = reference_to(encode(TEXT), WEEK)
+    data = encode([MARK + b"ab"]) + reference.encode()
+    assert reference in list(marked_in(data))
+
+
 def test_a_reference_says_what_it_is() -> None:
     reference = Reference(b"\x01" * 32, 1_048_576, week_of(1_796_033_647_458))
     assert len(reference.encode()) == LENGTH
