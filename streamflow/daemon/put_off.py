@@ -25,12 +25,13 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from streamflow.daemon.context import Context
 from streamflow.daemon.shard import OwnedShard, PutOffRun, RunWork
 from streamflow.errors import ArchiveDamaged, StoreError
-from streamflow.machine.sealed import hide
+from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Outcome
 from streamflow.store.kernel import Kernel, StreamEntry
 from streamflow.wire import InboxMessage, StorageWait, stream_order
@@ -128,7 +129,10 @@ class RunsPutOff:
         found: list[str] = []
         for run_id, work in list(batch.items()):
             for supplier in self.suppliers:
-                need = supplier.inputs(shard, run_id, work)
+                try:
+                    need = supplier.inputs(shard, run_id, work)
+                except Exception as error:  # whatever somebody has sent is the trouble of this run
+                    need = Need("its turn", partial(_fails, f"what has come for it can't be read: {error!r}"[:500]))
                 if need is not None:
                     self.put_off(shard, run_id, batch.pop(run_id), need)
                     found.append(run_id)
@@ -241,8 +245,7 @@ class RunsPutOff:
                     entry.work.found.update(await fetch())
                 return
             except ArchiveDamaged as error:
-                shard.parked[run_id] = str(error)
-                _log.error("run %s is parked, what storage has of it can't be used: %s", run_id, error)
+                _park(shard, run_id, str(error))
                 return
             except Exception as error:
                 entry.tries += 1
@@ -370,6 +373,20 @@ def take_returned(shard: OwnedShard, work: dict[str, RunWork], most: int) -> Ite
             continue
         work[run_id] = entry.work
         yield run_id
+
+
+def _park(shard: OwnedShard, run_id: str, reason: str) -> None:
+    """Of one in memory the code isn't run either: it is read again, as every run that is parked."""
+    _log.error("run %s is parked, what storage has of it can't be used: %s", run_id, reason)
+    shard.parked[run_id] = reason
+    live = shard.live.pop(run_id, None)
+    if live is not None:
+        with one_seal():
+            live.machine.close()
+
+
+async def _fails(reason: str) -> dict[Any, Any]:
+    raise ArchiveDamaged(reason)
 
 
 def _message(number: str, run_id: str, fields: dict[bytes, bytes]) -> InboxMessage:

@@ -288,3 +288,18 @@ def later(daemon: Daemon, weeks: int) -> None:
 async def swept(daemon: Daemon) -> None:
     for _ in range(2):
         await daemon.payload_sweep.run_once()
+
+
+async def test_a_message_whose_payload_is_gone_parks_its_run_until_a_retry(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(app, **stores(tmp_path)) as (client, _):
+        run = await client.start(takes, "m", id="m")
+        await happened(run, sf.events.RunStarted)
+        monkeypatch.setattr(Files, "get", lambda self, name: None)
+        await run.signal("more", TEXT)
+        await status_of(run, sf.Status.STUCK)
+        assert "somebody has deleted it" in (await run.describe()).reason
+        monkeypatch.undo()
+        await run.retry()
+        assert await run.result(10) == "m" + TEXT

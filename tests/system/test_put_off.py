@@ -242,3 +242,24 @@ async def test_messages_beyond_the_limit_are_read_again_in_order(serve: Serve, m
         assert await late.result(10) == list(range(60))
         assert daemon.owner.put_off.bytes == 0
         assert await kept_in_inbox(client) == 0
+
+
+async def test_what_a_supplier_can_not_read_parks_its_run_and_no_other(serve: Serve) -> None:
+    async with serve(app, shards=1) as (client, daemon):
+        strange = await client.start(collects, 1, id="strange")
+        await happened(strange, sf.events.RunStarted)
+        shelf = shelf_of(daemon)
+
+        def inputs(shard: OwnedShard, run_id: str, work: RunWork) -> Need | None:
+            if run_id == "strange" and run_id not in shard.parked:
+                raise RecursionError("nested too deeply")
+            return None
+
+        shelf.inputs = inputs  # pyright: ignore[reportAttributeAccessIssue]
+        await strange.signal("n", 7)
+        await status_of(strange, sf.Status.STUCK)
+        assert "nested too deeply" in (await strange.describe()).reason
+        assert await (await client.start(collects, 0)).result(10) == []
+        daemon.owner.put_off.suppliers.remove(shelf)
+        await strange.retry()
+        assert await strange.result(10) == [7]
