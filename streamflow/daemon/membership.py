@@ -503,7 +503,7 @@ class Membership:
             for shard in self._owner.shards.values()
             if (self.draining or shard.number not in self._desired)
             and not shard.draining
-            and not shard.orphans  # only this daemon knows that these runs lost their steps: it records that first
+            and not shard.has_orphans  # only this daemon knows that these runs lost their steps: it records that first
         ]
         for shard in leaving:
             shard.draining = True

@@ -281,6 +281,11 @@ class OwnedShard:
         return bool(self.inbox or self.inputs or self.aside or self.returned or self.postponed)
 
     @property
+    def has_orphans(self) -> bool:
+        """There are orphans, besides those for which storage has failed: for how long they wait, nobody knows."""
+        return any(run_id not in self.put_off or not self.put_off[run_id].tries for run_id in self.orphans)
+
+    @property
     def is_at_rest(self) -> bool:
         """Nothing of it is in memory that a loop has to look at, or a heartbeat to count, until something happens.
         Code that makes this false calls `Owner.touch`."""

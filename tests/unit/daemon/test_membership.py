@@ -14,7 +14,7 @@ import pytest
 from streamflow.daemon import membership as module
 from streamflow.daemon.membership import Membership
 from streamflow.daemon.owner import DEFECT
-from streamflow.daemon.shard import CODE, OwnedShard, StepRecord, parked_by
+from streamflow.daemon.shard import CODE, OwnedShard, PutOffRun, RunWork, StepRecord, parked_by
 from streamflow.daemon.takeover import NOT_ACQUIRED
 from streamflow.errors import StoreError, StoreUnavailable
 from streamflow.model.sharding import winner_of
@@ -540,6 +540,21 @@ async def test_a_shard_is_kept_while_only_this_daemon_knows_what_it_lost(bench: 
     await bench.turn(after=0.5)
     assert not bench.parts.shards[number].draining
     bench.parts.shards[number].orphans.clear()
+    bench.other_beats("new", 2)
+    await bench.turn(after=0.5)
+    assert number not in bench.parts.shards
+
+
+async def test_a_shard_is_not_kept_for_runs_for_which_storage_has_failed(bench: Bench) -> None:
+    await bench.turn()
+    bench.other_beats("new", 1)
+    number = min(won_by("new", "me", "new"))
+    shard = bench.parts.shards[number]
+    shard.orphans.add("r")
+    shard.put_off["r"] = PutOffRun(RunWork(), "its history", 0.0)
+    await bench.turn(after=0.5)
+    assert not shard.draining
+    shard.put_off["r"].tries = 1
     bench.other_beats("new", 2)
     await bench.turn(after=0.5)
     assert number not in bench.parts.shards
