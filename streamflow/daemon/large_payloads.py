@@ -47,7 +47,8 @@ class StoreFirst(Exception):
 
 
 class LargePayloads:
-    """A `Supplier`. Without a threshold in the namespace's record it is none."""
+    """A `Supplier`, also without a threshold in the namespace's record: clients and other daemons may know of one
+    before this daemon's next heartbeat, and send references at once."""
 
     def __init__(self, context: Context) -> None:
         self.limit = 0
@@ -58,8 +59,8 @@ class LargePayloads:
         self._url = ""
         self._error = ""
 
-    def follow(self, archive: str, large: int) -> bool:
-        """What the namespace's record says, with each heartbeat. Whether there is anything to supply."""
+    def follow(self, archive: str, large: int) -> None:
+        """What the namespace's record says, with each heartbeat."""
         if archive != self._url:
             self._url, self._error, self._payloads = archive, "", None
             try:
@@ -68,7 +69,12 @@ class LargePayloads:
                 self._error = f"{shown_archive(archive)}: {error}"
                 _log.error("large payloads can't be stored or read: %s", self._error)
         self.limit = large if self._payloads is not None else 0
-        return large > 0
+
+    def _current(self) -> Payloads:
+        """Asked for with each try: somebody may have said meanwhile where the storage is. Raises `ArchiveError`."""
+        if self._payloads is None:
+            raise ArchiveError(self._error or f"namespace {self._namespace} has no storage any more: --archive URL")
+        return self._payloads
 
     # --- before a run is loaded or reduced ----------------------------------------------------------------------------
 
@@ -93,7 +99,7 @@ class LargePayloads:
     def inputs(self, shard: OwnedShard, run_id: str, work: RunWork) -> Need | None:
         if run_id in shard.parked:
             return None
-        if wanted := _references([message.body for message in work.messages]):
+        if work.messages and (wanted := _references([message.body for message in work.messages])):
             found = self._found(work, wanted)
             if len(found) < len(wanted):
                 return self._to_fetch(wanted)
@@ -116,22 +122,17 @@ class LargePayloads:
         return found | self._payloads.recent(missing) if missing and self._payloads is not None else found
 
     def _to_fetch(self, wanted: list[Reference]) -> Need:
-        payloads = self._payloads
-
         async def fetch() -> dict[Any, Any]:
-            if payloads is None:
-                raise ArchiveError(self._error or f"namespace {self._namespace} has no storage any more: --archive URL")
-            return dict(await payloads.fetch(wanted))
+            return dict(await self._current().fetch(wanted))
 
         return Need(_named(wanted), fetch)
 
     def _to_store(self, parts: Mapping[Reference, bytes]) -> Need | None:
-        payloads = self._payloads
-        if not parts or payloads is None or not (unknown := payloads.unknown(parts)):
+        if not parts or self._payloads is None or not (unknown := self._payloads.unknown(parts)):
             return None
 
         async def store() -> dict[Any, Any]:
-            await payloads.store({one: parts[one] for one in unknown})
+            await self._current().store({one: parts[one] for one in unknown})
             return {}
 
         return Need(f"{_named(unknown)} to be stored", store)

@@ -198,6 +198,7 @@ class Owner:
         self.careful = CarefulTurns(context.store, self.suspects, self.active, self.wake, self.wake_up)
         self.put_off = RunsPutOff(context, self.wake, self.drop)
         self.payloads = LargePayloads(context)
+        self.put_off.suppliers.append(self.payloads)
         self.follow(context.namespace.archive, context.namespace.large_payload)
         self._ready: dict[int, OwnedShard] = {}
         self._under_way: set[asyncio.Task[None]] = set()
@@ -322,8 +323,7 @@ class Owner:
 
     def follow(self, archive: str, large_payload: int) -> None:
         """Large payloads go to this storage from now on: called with what the namespace's record says."""
-        if self.payloads.follow(archive, large_payload) and self.payloads not in self.put_off.suppliers:
-            self.put_off.suppliers.append(self.payloads)
+        self.payloads.follow(archive, large_payload)
 
     def adopt(self, identity: str) -> None:
         """The namespace's data are other ones from now on: notifications carry this identity of theirs."""

@@ -303,3 +303,32 @@ async def test_a_message_whose_payload_is_gone_parks_its_run_until_a_retry(
         monkeypatch.undo()
         await run.retry()
         assert await run.result(10) == "m" + TEXT
+
+
+async def test_a_run_that_waits_for_a_storage_goes_on_with_another_one(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_off, "LONGEST_PAUSE", 0.02)
+    (tmp_path / "wrong").write_text("no directory")
+    async with serve(app, **stores(tmp_path, archive=f"file://{tmp_path}/wrong")) as (client, daemon):
+        run = await client.start(pipeline, "n", id="n")
+
+        async def waits() -> bool:
+            return any(entry.tries for shard in daemon.owner.shards.values() for entry in shard.put_off.values())
+
+        await until(waits)
+        await client.store.one(Call.plain("HSET", client.keys.meta, "archive", url(tmp_path)))
+        await status_of(run, sf.Status.COMPLETED)
+        assert len(objects(tmp_path)) == 1
+
+
+async def test_a_daemon_reads_references_before_it_knows_that_there_are_some(serve: Serve, tmp_path: Path) -> None:
+    async with serve(app, **stores(tmp_path, large_payload=0)) as (client, daemon):
+        daemon.owner.follow = lambda archive, large_payload: None  # its heartbeats are late
+        await client.store.one(Call.plain("HSET", client.keys.meta, "large_payload", LARGE))
+        async with sf.connect(client.store.url, namespace=client.namespace) as other:
+            run = await other.start(takes, "p" + TEXT, id="p")
+            await happened(run, sf.events.RunStarted)
+            assert len(objects(tmp_path)) == 1
+            await run.signal("more", "!")
+            assert await run.result(10) == f"p{TEXT}!"
