@@ -69,6 +69,7 @@ class PayloadSweep:
         self._shards = context.namespace.shards
         self._namespace = context.settings.namespace
         self._rollup = rollup
+        self._url = ""
         self._condemned: set[Payload] = set()
         """What the last sweep has found no reference to."""
 
@@ -85,6 +86,8 @@ class PayloadSweep:
         """Raises `StoreError` if something can't be read."""
         archive, large = await self._store.one(Call.plain("HMGET", self._kernel.keys.meta, "archive", "large_payload"))
         url = (archive or b"").decode(errors="replace")
+        if url != self._url:  # another storage: what is there was not looked at
+            self._url, self._condemned = url, set()
         payloads = open_payloads(url, self._namespace, timeout=SWEEPING) if large else None
         if payloads is None:
             return

@@ -37,6 +37,9 @@ _arrays = msgspec.msgpack.Decoder(list[Raw])
 _maps = msgspec.msgpack.Decoder(dict[Any, Raw])
 _encode = msgspec.msgpack.Encoder().encode
 _EXTENSION_32 = 0xC9
+CUT_LEVELS, LEVELS = 100, 200
+"""Levels of containers that are cut, and those that are searched: what is deeper has no references, since a message or
+transition that a value is put into has few levels. Code may nest values deeper than this code may call itself."""
 _HEAD = 6
 """Bytes before the content of a large extension: a fork's start is one (`wire.py`), and has references within."""
 
@@ -102,13 +105,15 @@ def join(data: bytes, found: Mapping[Reference, bytes]) -> bytes:
     return _join(data, found) if MARK in data else data
 
 
-def _cut(data: bytes, limit: int, week: int, depth: int, parts: dict[Reference, bytes]) -> bytes:
-    children = _children(data)
+def _cut(
+    data: bytes, limit: int, week: int, depth: int, parts: dict[Reference, bytes], left: int = CUT_LEVELS
+) -> bytes:
+    children = _children(data) if left else None
     if children is not None:
         container, values = children
         large = [key for key, value in values if len(memoryview(value)) >= limit]
         for key in large:
-            container[key] = Raw(_cut(bytes(container[key]), limit, week, depth - 1, parts))
+            container[key] = Raw(_cut(bytes(container[key]), limit, week, depth - 1, parts, left - 1))
         if large:
             return _encode(container)
     if depth > 0:
@@ -118,36 +123,36 @@ def _cut(data: bytes, limit: int, week: int, depth: int, parts: dict[Reference, 
     return reference.encode()
 
 
-def _join(data: bytes, found: Mapping[Reference, bytes]) -> bytes:
+def _join(data: bytes, found: Mapping[Reference, bytes], left: int = LEVELS) -> bytes:
     reference = parse_reference(data)
     if reference is not None:
         return found[reference]
     if data[0] == _EXTENSION_32:
-        inner = _join(data[_HEAD:], found)
+        inner = _join(data[_HEAD:], found, left)
         return b"\xc9" + len(inner).to_bytes(4, "big") + data[5:_HEAD] + inner
-    children = _children(data)
+    children = _children(data) if left else None
     if children is None:
         return data
     container, values = children
     for key, value in values:
         part = bytes(value)
         if MARK in part:
-            container[key] = Raw(_join(part, found))
+            container[key] = Raw(_join(part, found, left - 1))
     return _encode(container)
 
 
-def _collect(data: bytes, found: dict[Reference, None]) -> None:
+def _collect(data: bytes, found: dict[Reference, None], left: int = LEVELS) -> None:
     reference = parse_reference(data)
     if reference is not None:
         found[reference] = None
         return
     if data[0] == _EXTENSION_32:
         data = data[_HEAD:]
-    children = _children(data)
+    children = _children(data) if left else None
     for _, value in children[1] if children is not None else ():
         part = bytes(value)
         if MARK in part:
-            _collect(part, found)
+            _collect(part, found, left - 1)
 
 
 def _children(data: bytes) -> tuple[Any, list[tuple[Any, Raw]]] | None:

@@ -92,3 +92,15 @@ def test_a_payload_that_is_missing_is_an_error_and_no_gap() -> None:
     small, _ = cut(encode([TEXT]), LEAST, WEEK)
     with pytest.raises(KeyError):
         join(small, {})
+
+
+def test_what_is_nested_deeply_is_cut_above_and_joined_again() -> None:
+    data = b"\x91" * 300 + encode(TEXT)
+    small, parts = cut(data, LEAST, WEEK, depth=1)
+    [reference] = parts
+    assert len(parts[reference]) > len(encode(TEXT)) + 100, "no code calls itself for each level"
+    assert references_in(small) == [reference]
+    assert join(small, parts) == data
+    deep = b"\x91" * 500 + reference.encode()
+    assert references_in(deep) == []
+    assert join(deep, {}) == deep
