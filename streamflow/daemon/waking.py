@@ -89,14 +89,18 @@ class Waking:
 
     async def wake_all(self, shard: OwnedShard, run_ids: Iterable[str]) -> None:
         """Put those of these runs back that sleep, before the shard is worked for. One that can't be put back now
-        sleeps on: the shard doesn't wait for storage."""
-        for run_id in run_ids:
-            try:
-                await self.wake(shard, run_id)
-            except ArchiveError as error:
-                _log.error(
-                    "run %s of shard %d stays as a server had it that was set back: %s", run_id, shard.number, error
-                )
+        sleeps on: the shard doesn't wait for storage, but for `AT_ONCE` runs at a time until it has not answered."""
+
+        async def put_back(run_id: str) -> None:
+            async with self._room:
+                try:
+                    await self.wake(shard, run_id)
+                except ArchiveError as error:
+                    _log.error(
+                        "run %s of shard %d stays as a server had it that was set back: %s", run_id, shard.number, error
+                    )
+
+        await asyncio.gather(*map(put_back, run_ids))
 
     async def wake(self, shard: OwnedShard, run_id: str) -> None:
         """Put a run back, if it sleeps. Raises `StoreError`, and `ArchiveError` with the name of the object if that is
