@@ -62,7 +62,9 @@ def plain_value(value: Any) -> Any:
     """A decoded payload as JSON-able data: bytes as base64, values without a JSON form as text."""
     import msgspec
 
-    return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+    from streamflow.model.references import shown_value
+
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=shown_value)
 
 
 def plain_failure(failure: Failure | None) -> dict[str, Any] | None:

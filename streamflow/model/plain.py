@@ -13,16 +13,17 @@ from msgspec import Raw
 
 from streamflow.errors import Failure
 from streamflow.events import AnyEvent, HistoryEvent, gone_bytes
+from streamflow.model.references import shown_value
 
 
 def plain(payload: Raw | bytes) -> Any:
     """Data for `json.dumps`: values without a JSON type become text, an undecodable payload `{"bytes": size}`, and one
-    that went with its run's record `{"gone": size}`."""
+    that went with its run's record `{"gone": size}`. A reference to storage says what it stands for."""
     if gone := gone_bytes(payload):
         return {"gone": gone}
     try:
         value = msgspec.msgpack.decode(payload)
-        return msgspec.to_builtins(value, str_keys=True, enc_hook=str)
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=shown_value)
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
         return {"bytes": len(memoryview(payload))}
 

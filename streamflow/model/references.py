@@ -74,6 +74,15 @@ def parse_reference(data: bytes) -> Reference | None:
     return Reference(data[12:], int.from_bytes(data[7:12], "big"), int.from_bytes(data[4:7], "big"))
 
 
+def shown_value(value: object) -> str:
+    """Text for a decoded value that has no JSON form: what a reference says, where it was not joined."""
+    if isinstance(value, msgspec.msgpack.Ext):
+        data = msgspec.msgpack.encode(value)
+        if (reference := parse_reference(data)) is not None:
+            return f"{reference}, in storage"
+    return str(value)
+
+
 def marked_in(data: bytes) -> Iterator[Reference]:
     """Everything that looks like a reference, also within text or bytes: for who must miss none."""
     return (

@@ -126,6 +126,8 @@ class RunDetail(msgspec.Struct, kw_only=True):
     """Whether it is in the archive, and not on the server."""
     hibernating: int = 0
     """Since when (ms) it has been moved out of the server's memory; 0: it is there."""
+    out_of_reach: bool = False
+    """Whether it hibernates and can't be read now: `waits_for` has the reason."""
     stream: StreamFacts | None = None
     """What its steps have emitted, if there is some of it."""
 
@@ -139,8 +141,9 @@ def run_lines(detail: RunDetail, width: int) -> list[Text]:
     spans = spans_of(detail.transitions)
     mark_untaken(spans, detail.untaken)
     lines = _facts(detail, spans, width)
-    lines.append(Text())
-    lines.extend(_history(detail, spans, width))
+    if not detail.out_of_reach:
+        lines.append(Text())
+        lines.extend(_history(detail, spans, width))
     for section in (_published(detail, width), _children(detail, spans, width)):
         if section:
             lines.extend([Text(), *section])
@@ -162,7 +165,8 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
     if detail.archived:
         title.append("  archived", FAINT)
     if detail.hibernating:
-        title.append(f"  hibernates since {moment(detail.hibernating)}", FAINT)
+        since = "" if detail.out_of_reach else f" since {moment(detail.hibernating)}"
+        title.append(f"  hibernates{since}", FAINT)
     length = sum(len(transition.events) for transition in detail.transitions)
     kinds = Counter(span.kind for span in spans)
     fork = latest_fork(detail.transitions)
@@ -180,7 +184,7 @@ def _facts(detail: RunDetail, spans: Sequence[Span], width: int) -> list[Text]:
         ("time-out", _time_out(detail)),
         ("attributes", safe_text(attributes_line(header.attributes), limit=500) if header.attributes else None),
         ("trace", safe_text(detail.trace_id) if detail.trace_id else None),
-        ("history", Text(" · ".join(size))),
+        ("history", Text("can't be read now" if detail.out_of_reach else " · ".join(size))),
         ("stream", safe_text(_stream(detail.stream), limit=500) if detail.stream is not None else None),
     ]
     lines = [fit(title, width)]

@@ -124,6 +124,15 @@ def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: C
     assert cli("show", "o1", "--json").json["hibernating"]
     status = cli("status", "--json").json
     assert status["hibernating"] == RUNS
+    archive = cli.directory / "archive"
+    archive.rename(cli.directory / "away")
+    shown = cli("show", "o1")
+    assert shown.code == 0, "what the server knows, and why there is no more"
+    assert "waits for  storage" in shown.out
+    assert "history    can't be read now" in shown.out
+    assert "since" not in shown.out
+    assert cli("show", "o1", "--json").json["waits_for"][0]["kind"] == "storage"
+    (cli.directory / "away").rename(archive)
     listed = cli("runs", "--hibernating", "--limit", "3")
     assert "3 of 4 runs that hibernate" in listed.err
     assert "next page: --next " in listed.err

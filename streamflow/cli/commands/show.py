@@ -63,8 +63,11 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         async with open_client(redis, namespace) as client:
             run = await find_run(client, run)
             handle = client.run(run)
-            described, history, published, forks = await asyncio.gather(
-                handle.describe(), handle.history(), handle.published(), handle.forks(FORKS_SHOWN)
+            described = await handle.describe()
+            if _is_out_of_reach(described):
+                return described, [], {}, [], {}, {}, await server_time_ms(client), None
+            history, published, forks = await asyncio.gather(
+                handle.history(), handle.published(), handle.forks(FORKS_SHOWN)
             )
             children = await _child_statuses(client, history)
             below = await _waits_below(client, described.waits_for, CHILD_DEPTH, [MAX_FOLLOWED])
@@ -139,9 +142,15 @@ def show(run: str, redis: str | None, namespace: str | None, as_json: bool) -> N
         forks=forks,
         archived=described.archived,
         hibernating=epoch_ms(described.hibernating) if described.hibernating else 0,
+        out_of_reach=_is_out_of_reach(described),
         stream=stream,
     )
     print_drawn(console, render_run(detail, console.width))
+
+
+def _is_out_of_reach(described: RunDescription) -> bool:
+    """Whether it hibernates and its object can't be read: `describe` has the reason, and the rest is in the object."""
+    return described.hibernating is not None and any(wait.kind == "storage" for wait in described.waits_for[:1])
 
 
 async def _waits_below(client: Client, waits: Sequence[Wait], depth: int, left: list[int]) -> dict[str, ChildWaits]:

@@ -1,4 +1,4 @@
-"""Failures as JSON: what `show --json`, `tail --json` and `export` print of them."""
+"""Payloads and failures as JSON: what `show --json`, `tail --json` and `export` print of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 
 from streamflow import events
 from streamflow.errors import Failure
-from streamflow.model.plain import event_json
+from streamflow.model.plain import event_json, plain
+from streamflow.model.references import Reference
 
 
 def test_a_failure_is_printed_with_everything_that_it_has() -> None:
@@ -35,3 +36,8 @@ def test_a_failure_is_printed_with_everything_that_it_has() -> None:
             },
         ],
     }
+
+
+def test_a_reference_to_storage_says_what_it_stands_for() -> None:
+    arguments = b"\x92" + Reference(b"\xab" * 32, 10_003, 2969).encode() + b"\x01"
+    assert plain(arguments) == ["payload abababababababab of 10,003 bytes, in storage", 1]
