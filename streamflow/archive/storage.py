@@ -48,12 +48,28 @@ class Storage(Protocol):
 
 
 class Files:
-    """A directory. An object is written beside its place, flushed to the disk, and then gets its name."""
+    """A directory. An object is written beside its place, flushed to the disk, and then gets its name.
+
+    A directory that was there and is gone, because it was moved or is not mounted, is an error, and no empty one is
+    made in its place: what was written there would be hidden when the right one is back.
+    """
 
     def __init__(self, url: str) -> None:
         self._root = Path(unquote(url.removeprefix(FILES)))
+        self._seen: set[str] = set()
+        """Folders of the root that this process has seen: each namespace has one."""
+
+    def _check_there(self, name: str) -> None:
+        first = name.partition("/")[0]
+        if (self._root / first).is_dir():
+            self._seen.add(first)
+        elif first in self._seen:
+            raise FileNotFoundError(f"{self._root / first} is not there any more: was it moved, or is it not mounted?")
+        elif self._root.exists() and not self._root.is_dir():
+            raise NotADirectoryError(f"{self._root} is not a directory")
 
     def put(self, name: str, data: bytes) -> None:
+        self._check_there(name)
         path = self._root / name
         self._make(path.parent)
         beside = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}")
@@ -67,6 +83,7 @@ class Files:
             beside.unlink(missing_ok=True)
             raise
         _sync(path.parent)
+        self._seen.add(name.partition("/")[0])
 
     def _make(self, folder: Path) -> None:
         if folder.is_dir():
@@ -77,12 +94,14 @@ class Files:
         _sync(folder.parent)
 
     def get(self, name: str) -> bytes | None:
+        self._check_there(name)
         try:
             return (self._root / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def names(self, folder: str) -> list[str]:
+        self._check_there(folder)
         try:
             return [name for name in os.listdir(self._root / folder) if not name.startswith(".")]  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):

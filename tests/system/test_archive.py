@@ -504,7 +504,7 @@ async def test_a_client_may_reach_the_archive_elsewhere(
         await ended(client, "o1")
         await client.purge("o1")
         (tmp_path / "archive").rename(tmp_path / "mounted")
-        with pytest.raises(sf.RunNotFound):
+        with pytest.raises(ArchiveError, match="is not there any more"):
             await client.run("o1").describe()
         monkeypatch.setenv("STREAMFLOW_ARCHIVE", f"file://{tmp_path}/mounted")
         monkeypatch.setenv("STREAMFLOW_REDIS", client.store.url)

@@ -41,6 +41,35 @@ def test_what_is_put_is_there_and_listed_until_it_is_removed(storage: Storage) -
     assert storage.names("ns/runs") == ["b"]
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty directory", "a file"])
+def test_a_directory_that_is_gone_is_an_error_and_not_made_anew(tmp_path: Path, left: str) -> None:
+    root = tmp_path / "archive"
+    files = Files(f"file://{root}")
+    files.put("ns/runs/a", b"1")
+    away = root.rename(tmp_path / "away")
+    if left == "an empty directory":
+        root.mkdir()
+    elif left == "a file":
+        root.touch()
+    for use in (lambda: files.get("ns/runs/a"), lambda: files.names("ns/runs"), lambda: files.put("ns/runs/b", b"2")):
+        with pytest.raises(FileNotFoundError, match="is not there any more: was it moved, or is it not mounted"):
+            use()
+    assert not (root / "ns").exists()
+    if left == "a file":
+        root.unlink()
+    away.replace(root)
+    files.put("ns/runs/b", b"2")
+    assert sorted(files.names("ns/runs")) == ["a", "b"]
+
+
+def test_a_file_in_the_place_of_the_directory_is_not_an_empty_archive(tmp_path: Path) -> None:
+    (tmp_path / "archive").touch()
+    files = Files(f"file://{tmp_path}/archive")
+    for use in (lambda: files.get("ns/runs/a"), lambda: files.names("ns/runs")):
+        with pytest.raises(NotADirectoryError, match="archive is not a directory"):
+            use()
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
