@@ -84,7 +84,7 @@ async def forget_view(store: Store, kernel: Kernel, shards: int, name: str, now_
     if merged:
         await store.one(Call.plain("HDEL", keys.app_views, name))
         await store.one(Call.plain("HDEL", keys.app_view_heads, name, rebuild_field(name)))
-    else:
+    if not merged or await store.one(Call.plain("HLEN", keys.members)):  # else it goes on from what it has in memory
         await store.one(kernel.store_records([Put(keys.app_view_heads, rebuild_field(name), str(now_ms).encode())]))
     return found
 

@@ -298,6 +298,21 @@ async def test_a_view_is_counted_again_while_daemons_run(
         await client.view("paid")
 
 
+async def test_a_view_that_is_removed_while_a_daemon_has_it_is_counted_again(
+    embedded_server: EmbeddedServer, namespace: str, client: sf.Client
+) -> None:
+    async with running_daemon(make_app(), embedded_server, namespace, **FAST):
+        await pay(client, 1, 2)
+        await counted(client, 2)
+        shards = (await client.read_namespace()).shards
+        await forget_view(client.store, client.kernel, shards, "paid", 1, merged=True)
+
+        async def is_again() -> bool:
+            return "paid" in await client.views() and (await client.view("paid")).sum() == 3
+
+        await until(is_again)
+
+
 async def test_the_status_has_the_largest_keys(
     embedded_server: EmbeddedServer, namespace: str, client: sf.Client
 ) -> None:
