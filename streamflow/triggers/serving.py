@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from typing import Any
 
 import anyio
@@ -55,11 +55,16 @@ async def serve_pulled(client: Client, triggers: Collection[Trigger[Any]]) -> No
 
 async def serve_all(app: App, client: Client, host: str, port: int) -> None:
     """Serve all triggers of an app until cancelled, once there is a namespace. One that can't begin is named in the
-    log, and the others are served."""
+    log and in `trigger status`, and the others are served."""
     await _namespace_is_there(client)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve_pulled, client, app.triggers.values())
-        names = list(_servable_webhooks(app))
+        problems = _webhooks_without_secret(app)
+        if problems:
+            tasks.start_soon(_report_problems, app, client, problems)
+        names = [
+            name for name, found in app.triggers.items() if isinstance(found.source, Webhook) and name not in problems
+        ]
         if names:
             tasks.start_soon(_keep_serving_http, app, client, host, port, names)
         await anyio.sleep_forever()
@@ -78,17 +83,26 @@ async def _namespace_is_there(client: Client) -> None:
         await anyio.sleep(LOOK_SECONDS)
 
 
-def _servable_webhooks(app: App) -> Generator[str]:
+def _webhooks_without_secret(app: App) -> dict[str, str]:
+    """What is wrong with those that can't be served, by name."""
+    found: dict[str, str] = {}
     for name, trigger in app.triggers.items():
-        source = trigger.source
-        if not isinstance(source, Webhook):
-            continue
-        try:
-            source.check_secrets()
-        except UsageError as error:
-            _log.error("trigger %s is not served: %s", name, error)
-        else:
-            yield name
+        if isinstance(trigger.source, Webhook):
+            try:
+                trigger.source.check_secrets()
+            except UsageError as error:
+                _log.error("trigger %s is not served: %s", name, error)
+                found[name] = f"not served: {error}"
+    return found
+
+
+async def _report_problems(app: App, client: Client, problems: Mapping[str, str]) -> None:
+    """Have `trigger status` show webhooks that are not served, until cancelled."""
+    receivers = [Receiver(client, app.triggers[name]) for name in problems]
+    for receiver in receivers:
+        receiver.problem = problems[receiver.trigger.name]
+    async with reporting(client, receivers):
+        await anyio.sleep_forever()
 
 
 async def _keep_serving_http(app: App, client: Client, host: str, port: int, names: Collection[str]) -> None:
@@ -102,7 +116,9 @@ async def _keep_serving_http(app: App, client: Client, host: str, port: int, nam
             if not said:
                 _log.error("webhooks are not served, will retry: %s", error)
             said = True
-        await anyio.sleep(pause)
+            problem = f"not served, will retry: {error}"
+        with anyio.move_on_after(pause):
+            await _report_problems(app, client, dict.fromkeys(names, problem))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 import pytest
@@ -17,6 +19,7 @@ from streamflow.cli import cli
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.store.connection import Call
 from streamflow.triggers import reports
+from streamflow.triggers.serving import serve_all
 from tests.support.pulling import receiving
 from tests.support.waiting import until
 from tests.system.conftest import Serve
@@ -103,3 +106,27 @@ async def test_a_process_that_was_killed_is_shown_until_others_remove_it(serve: 
             [problem] = await until(others)
             assert problem.startswith("no report for 6")
         await client.store.one(Call.plain("DEL", client.keys.triggers))
+
+
+async def test_webhooks_that_are_not_served_are_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ABSENT_SECRET", raising=False)
+    hooks = sf.App()
+
+    @hooks.trigger(triggers.webhook("/signed", signature=triggers.github(triggers.secret("ABSENT_SECRET"))))
+    def signed(delivery: triggers.Delivery[str]) -> None: ...
+
+    @hooks.trigger(triggers.webhook("/open"))
+    def unsigned(delivery: triggers.Delivery[str]) -> None: ...
+
+    async with serve(app) as (client, _):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(serve_all, hooks, client, "127.0.0.1", taken.getsockname()[1])
+
+                async def are_shown() -> bool:
+                    problems = {row.served.name: row.problem for row in await reports.read_reports(client)}
+                    return "ABSENT_SECRET" in problems.get("signed", "") and "in use" in problems.get("unsigned", "")
+
+                await until(are_shown)
+                tasks.cancel_scope.cancel()
+        assert await reports.read_reports(client) == []
