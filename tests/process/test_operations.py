@@ -204,7 +204,8 @@ def test_every_command_of_the_runbooks_works_as_it_stands(machine: Machine) -> N
     machine.serve()
     machine.run("streamflow enqueue approval --id open --input '\"open\"'")
     machine.wait_for("open first")
-    machine.environ |= {"RUN": "open"}
+    machine.run("streamflow sink jsonl --group billing --once events.jsonl")
+    machine.environ |= {"RUN": "open", "GROUP": "billing"}
     blocks = commands(section("docs/operations.md", "## Alerts, and what to do"))
     lines = sorted({line for block in blocks for line in block.splitlines()})
     assert len(lines) > 12

@@ -42,7 +42,9 @@ def brokers() -> Iterator[str]:
 
 
 def of_topic(topic: str, brokers: str, **options: Any) -> triggers.Trigger[Any]:
-    @sf.App().trigger(triggers.kafka(topic, brokers=brokers, **options), name="ordered")
+    """Each topic has a group of its own: one that a member has just left isn't joined for a while."""
+
+    @sf.App().trigger(triggers.kafka(topic, brokers=brokers, group=f"readers of {topic}", **options), name="ordered")
     def ordered(delivery: triggers.Delivery[dict[str, Any] | None]) -> list[triggers.Action]:
         payload, key = delivery.payload, delivery.headers.get("kafka-key")
         if payload is None:
@@ -58,7 +60,7 @@ def of_topic(topic: str, brokers: str, **options: Any) -> triggers.Trigger[Any]:
 
 async def group_at(brokers: str, topic: str, count: int) -> None:
     async def is_there() -> bool:
-        return await anyio.to_thread.run_sync(committed, brokers, topic, "ordered") == count
+        return await anyio.to_thread.run_sync(committed, brokers, topic, f"readers of {topic}") == count
 
     await until(is_there)
 
@@ -101,7 +103,7 @@ async def test_nothing_is_committed_before_it_is_stored(serve: Serve, brokers: s
         client.start = refuse  # type: ignore[method-assign]
         async with receiving(client, trigger):
             await until(was_tried)
-            assert await anyio.to_thread.run_sync(committed, brokers, "kept", "ordered") == 0
+            assert await anyio.to_thread.run_sync(committed, brokers, "kept", "readers of kept") == 0
             client.start = start  # type: ignore[method-assign]
             await group_at(brokers, "kept", 1)
         [run] = await client.runs()
