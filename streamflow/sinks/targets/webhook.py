@@ -124,6 +124,7 @@ class Webhook(Sink):
 
     async def open(self) -> None:
         httpx = self._httpx = required("httpx", "webhook")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs each URL, which may have a secret
         self._letters.check()
         limits = httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency)
         timeout = httpx.Timeout(self._timeout, connect=min(CONNECT_SECONDS, self._timeout))

@@ -25,7 +25,7 @@ COMMANDS = [name for section in SECTIONS.values() for name in section]
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in (*VARIABLES, "STREAMFLOW_TEST_SERVERS"):
+    for name in (*VARIABLES, "STREAMFLOW_TEST_SERVERS", "STREAMFLOW_TEST_EXAMPLES"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 

@@ -146,7 +146,7 @@ async def test_a_receiver_that_is_busy_gets_the_event_again_and_again(
 async def test_what_is_wrong_is_said_once(receiver: Receiver, letters: Path, caplog: pytest.LogCaptureFixture) -> None:
     answers = itertools.chain([503] * 20, itertools.repeat(200))
     receiver.reply = lambda _: Reply(next(answers))
-    with caplog.at_level(logging.INFO, "streamflow.sinks"):
+    with caplog.at_level(logging.INFO), caplog.at_level(logging.INFO, "httpx"):  # as `--log-level info`
         await write(sink_to(receiver, letters), step_done(1))
     assert [record.levelname for record in caplog.records if record.name == "streamflow.sinks.webhook"] == [
         "WARNING", "INFO",
