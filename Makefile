@@ -16,7 +16,7 @@ setup: ## Create .venv with everything that development needs
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 
 .PHONY: check
-check: ## Run everything that has to pass before a merge, as CI does (27 minutes)
+check: ## Run everything that has to pass before a merge, as CI does (25 minutes)
 	.ci/run
 
 .PHONY: test
