@@ -96,6 +96,10 @@ class LargePayloads:
         found = await self._payloads.fetch(wanted)
         return [record[0], *(join(element, found) for element in record[1:])]
 
+    @property
+    def looks_at_results(self) -> bool:
+        return self.limit > 0
+
     def inputs(self, shard: OwnedShard, run_id: str, work: RunWork) -> Need | None:
         if run_id in shard.parked:
             return None

@@ -75,6 +75,11 @@ class Need(NamedTuple):
 class Supplier(Protocol):
     """Says what runs need of storage. Called in the event loop: nothing may take long."""
 
+    @property
+    def looks_at_results(self) -> bool:
+        """Whether it may need something of storage for a run for which no message has come, only outcomes."""
+        ...
+
     def record(self, shard: OwnedShard, run_id: str, work: RunWork, record: list[bytes]) -> list[bytes] | Need:
         """Of a run that is to be loaded: its record with what storage has of it, or what it has to wait for."""
         ...
@@ -127,7 +132,9 @@ class RunsPutOff:
     def look_at_inputs(self, shard: OwnedShard, batch: dict[str, RunWork]) -> list[str]:
         """Put off the runs of a batch that can't be reduced yet. Returns which."""
         found: list[str] = []
-        for run_id, work in list(batch.items()):
+        results_matter = any(supplier.looks_at_results for supplier in self.suppliers)
+        for run_id in [run_id for run_id, work in batch.items() if work.messages or results_matter]:
+            work = batch[run_id]
             for supplier in self.suppliers:
                 try:
                     need = supplier.inputs(shard, run_id, work)

@@ -53,6 +53,8 @@ async def sleeps(seconds: float) -> str:
 class Shelf:
     """A storage that has something of some runs, and gives it when `open`, or fails with `error`."""
 
+    looks_at_results = True
+
     def __init__(self, *runs: str, kind: type | None = None) -> None:
         self.runs = set(runs)
         self.kind = kind
