@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from streamflow.errors import UsageError
@@ -183,7 +184,7 @@ async def test_a_receiver_that_is_away_costs_no_event_within_the_patience(receiv
         tasks.start_soon(write, sink, step_done(1))
         with anyio.fail_after(10):
             while sink.figures["requests"] <= 3:
-                await anyio.sleep(0.001)
+                await anyio.lowlevel.checkpoint()
         assert letters.read_text() == ""
         tasks.cancel_scope.cancel()
     await write(Webhook(url, dead_letters=str(letters), attempts=1, patience=0.05), step_done(1))
@@ -234,7 +235,7 @@ async def test_dead_letters_survive_a_kill_while_they_are_sent(receiver: Receive
         tasks.start_soon(sink_to(receiver, letters, resend=True).instead)
         with anyio.fail_after(10):
             while len(receiver.received) == taken:
-                await anyio.sleep(0.001)
+                await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
     receiver.reply = lambda _: Reply(500)
     await write(sink_to(receiver, letters), step_done(2))  # meanwhile another one
