@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 
+from streamflow.forks import leave_signals_to_forks
 from streamflow.machine.sealed import hide, hide_tasks
 from streamflow.workflow.awaitable import ends_process
 
@@ -73,32 +74,11 @@ def run_until_done(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, No
                 loop.run_until_complete(task)
 
 
-_receives = False
-"""Whether signals set an event of this process."""
-
-
-def _leave_signals() -> None:
-    """In a process that a step forks, `multiprocessing` for one: its signals are its own. Else they would be written to
-    the socket that wakes the event loop up, which is also the parent's: a pool that ends its processes by SIGTERM would
-    end the daemon or worker."""
-    global _receives
-    if not _receives:
-        return
-    _receives = False
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-os.register_at_fork(after_in_child=_leave_signals)
-
-
 async def stop_on_signal(stopping: anyio.Event, grace: float, log: logging.Logger, consequence: str) -> None:
     """Set `stopping` at the first signal, exit at the second. `consequence` of the exit (who continues the work, and
     when) is logged with it; `grace` is in seconds."""
-    global _receives
     with anyio.open_signal_receiver(*STOPPING) as received:
-        _receives = True
+        leave_signals_to_forks(STOPPING)
         keeping = asyncio.create_task(_keep_handlers({number: signal.getsignal(number) for number in STOPPING}))
         hide(keeping)
         try:
@@ -109,7 +89,7 @@ async def stop_on_signal(stopping: anyio.Event, grace: float, log: logging.Logge
                 log.info("%s: draining, running steps get %g s to finish", signal.Signals(number).name, grace)
                 stopping.set()
         finally:
-            _receives = False
+            leave_signals_to_forks(())
             keeping.cancel()
 
 

@@ -39,6 +39,7 @@ def main() -> None:
         # A daemon's path begins with the directory of its app, which it has added after its own imports: so does this.
         sys.path += [path for path in paths if path not in sys.path]
         processes = importlib.import_module("streamflow.steps.processes")
+        importlib.import_module("streamflow.forks").leave_signals_to_forks(FOR_THE_PARENT)
         if log is not None:  # as its daemon or worker; by name, because all that the command line has is above this
             importlib.import_module("streamflow.cli.logs").set_up(*log)
         sys.path[:] = paths
@@ -52,14 +53,10 @@ def main() -> None:
 
 
 def _leave_signals_to_the_parent() -> None:
-    """A handler and not SIG_IGN, which commands that a step starts would inherit: they could not be terminated. A copy
-    of this process, as `multiprocessing` makes, does with signals what is usual."""
-    own = os.getpid()
+    """A handler and not SIG_IGN, which commands that a step starts would inherit: they could not be terminated."""
 
     def ignore(number: int, _: FrameType | None) -> None:
-        if os.getpid() != own:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        pass
 
     for number in FOR_THE_PARENT:
         signal.signal(number, ignore)

@@ -88,10 +88,10 @@ class ServingProcess:
         return await asyncio.to_thread(self.process.wait, seconds)
 
     async def end(self) -> None:
+        """With what its steps have forked: a pool that hangs would stay."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGCONT)
-                self.process.kill()
+                os.killpg(self.pid, signal.SIGKILL)
             await self.wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from tests.process.faults import ROOT, ServingProcess, until
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
 APP = """
-import asyncio, multiprocessing, os, signal, threading, time
+import asyncio, ctypes, multiprocessing, os, signal, threading, time
 from pathlib import Path
 import streamflow as sf
 Path(__file__).with_suffix(".imported").touch()
@@ -61,6 +62,30 @@ def fork() -> int:
 @app.workflow
 async def forks() -> int:
     return await fork()
+def ends_of_copies() -> list[int]:
+    ends = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        arrives = [number]  # before Python does anything in the copy; in no later one
+        hook = ctypes.CFUNCTYPE(None)(lambda: [os.kill(os.getpid(), one) for one in arrives] and None)
+        ctypes.CDLL(None)["__register_atfork"](None, None, hook, None)
+        kept.append(hook)
+        pid = os.fork()
+        if not pid:
+            time.sleep(2)
+            os._exit(7)
+        arrives.clear()
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return ends
+kept = []
+@app.step(retry=sf.NO_RETRY)
+def copy_in_thread() -> list[int]:
+    return ends_of_copies()
+@app.step(retry=sf.NO_RETRY, process=True)
+def copy_in_process() -> list[int]:
+    return ends_of_copies()
+@app.workflow
+async def copies() -> list[int]:
+    return await copy_in_thread() + await copy_in_process()
 """
 UNSHARE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """The command becomes process 1 of a namespace of its own, as in a container."""
@@ -144,6 +169,13 @@ async def test_signals_of_processes_that_a_step_forks_are_not_the_daemons(
     assert not await _mentions(daemon.log, "SIGTERM")
     daemon.send(signal.SIGTERM)
     assert await daemon.wait(20) == 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "__register_atfork"), reason="the C library is not glibc")
+async def test_a_signal_at_the_first_moment_of_a_fork_is_its_own(daemon: ServingProcess, client: sf.Client) -> None:
+    """A pool may end a process that has not begun. It waited for that one then, and the daemon drained."""
+    assert await (await client.start("copies")).result(20) == [-signal.SIGTERM, -signal.SIGINT] * 2
+    assert not await _mentions(daemon.log, "draining")
 
 
 @pytest.mark.parametrize("what", ["to_thread", "thread"])
