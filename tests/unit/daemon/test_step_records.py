@@ -70,7 +70,7 @@ class Bench:
         job = StepJob(seq, attempt, app.steps["hang"], raw([details]))
         job.created = 900
         self.executor.submit(0, "r", job)
-        await asyncio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
 
     def lend(self, **ended: list[Outcome]) -> list[LentStep]:
         lent = self.records.lend(0, HEADERS, ended)
