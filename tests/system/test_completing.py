@@ -11,7 +11,7 @@ from click.shell_completion import ShellComplete
 import streamflow as sf
 from streamflow.cli import cli, completing
 from streamflow.embedded.server import EmbeddedServer
-from tests.support.waiting import reduced
+from tests.support.waiting import DEADLINE, reduced
 from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +36,12 @@ async def selling() -> bool:
 @app.workflow
 async def sending() -> None:
     await render()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell gets nothing after a second, which a busy machine may take."""
+    monkeypatch.setattr(completing, "SECONDS", DEADLINE)
 
 
 async def completed(server: EmbeddedServer | str, namespace: str, *words: str) -> list[str]:
