@@ -1,14 +1,19 @@
 """What the ended runs of each workflow take, by age, as the leading daemon samples it."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import anyio
 import pytest
 
 import streamflow as sf
 from streamflow.daemon import sizes
-from streamflow.daemon.sizes import DAY_MS
+from streamflow.daemon.sizes import DAY_MS, Sizes
+from streamflow.errors import StoreError
 from streamflow.store.connection import Call
 from tests.support.shell import Shell
 from tests.support.waiting import until
@@ -78,8 +83,20 @@ async def test_a_damaged_key_leaves_out_the_sizes_and_nothing_else(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sizes, "LOOK_EVERY", 0.01)
+    read, damaged, refusals = Sizes._read, anyio.Event(), list[StoreError]()
+
+    async def read_damaged(self: Sizes, numbers: Sequence[int]) -> Any:
+        await damaged.wait()
+        try:
+            return await read(self, numbers)
+        except StoreError as error:
+            refusals.append(error)
+            raise
+
+    monkeypatch.setattr(Sizes, "_read", read_damaged)
     async with serve(app, shards=2, rollup=0.05) as (client, _):
         await client.store.one(Call.plain("SET", client.keys.workflows, "x"))
+        damaged.set()
         await (await client.start(hourly, id="h")).result(10)
         shell = Shell(client.store.url, client.namespace)
 
@@ -87,4 +104,5 @@ async def test_a_damaged_key_leaves_out_the_sizes_and_nothing_else(
             return (await shell.data("status"))["views"].get("runs", {}).get("status", {}).get("completed") == 1
 
         await until(is_merged)
+        assert refusals
         assert "sizes" not in (await shell.data("status"))["views"]
