@@ -485,7 +485,9 @@ async def test_retries_of_a_paused_run_begin_when_it_goes_on(serve: Serve) -> No
         await run.resume()
         assert await run.result(DEADLINE) == "r"
         history = await events_of(run)
-        attempts = [event.attempt for event in history if isinstance(event, StepRetrying | StepCompleted)]
+        # Of one that failed while the run was paused, a second event says what is decided about it (`due`).
+        ends = [event for event in history if isinstance(event, StepRetrying | StepCompleted)]
+        attempts = [event.attempt for event in ends if not (isinstance(event, StepRetrying) and event.due == 0)]
         assert attempts == list(range(1, len(attempts) + 1))
         assert len([event for event in history if isinstance(event, StepScheduled)]) == 1
         assert len(bank.begun) == count + 1
