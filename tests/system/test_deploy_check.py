@@ -16,11 +16,10 @@ from click.testing import CliRunner
 
 import streamflow as sf
 from streamflow.cli import cli
+from streamflow.daemon import deploy_check, stuck_runs, takeover
 from streamflow.daemon.code_fingerprint import fingerprint
 from streamflow.daemon.daemon import Daemon
 from streamflow.daemon.deploy_check import DeployCheck
-from streamflow.daemon.stuck_runs import PAGE
-from streamflow.daemon.takeover import STUCK_IDS
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import RunStuck, SignalReceived, StepCompleted
 from streamflow.store.connection import Call
@@ -92,9 +91,12 @@ async def test_runs_that_wait_are_stuck_from_the_deploy_on(
         assert (await runs[2].describe()).reason == ""
 
 
-async def test_hundreds_of_stuck_runs_of_a_shard_continue_after_a_deploy(serve: Serve) -> None:
+async def test_stuck_runs_of_many_pages_continue_after_a_deploy(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are read at the takeover, and more than a page of those that follow."""
-    many = STUCK_IDS + 2 * PAGE
+    monkeypatch.setattr(takeover, "STUCK_IDS", 8)
+    for module in (stuck_runs, deploy_check):
+        monkeypatch.setattr(module, "PAGE", 50)
+    many = 160  # a sorted set of 128 entries or less is read whole
 
     async def have(client: sf.Client, status: str) -> bool:
         return len(await client.runs(status=status, limit=2 * many)) == many
