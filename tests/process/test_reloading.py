@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+
+from streamflow.cli import cli
 
 pytestmark = pytest.mark.timeout(150)
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 30.0
 FLOWS = """
-import asyncio
 import streamflow as sf
 from words import WORD
 
@@ -32,15 +35,10 @@ async def say() -> str:
     return WORD
 
 
-@app.step
-async def wait(seconds: float) -> None:
-    await asyncio.sleep(seconds)
-
-
 @app.workflow
-async def speak(seconds: float) -> list[str]:
+async def speak() -> list[str]:
     before = await say()
-    await wait(seconds)
+    await sf.signal("go")
     return [before, await say()]
 """
 
@@ -48,28 +46,32 @@ async def speak(seconds: float) -> list[str]:
 class Dev:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFLOW_")}
+        self._unset = [name for name in os.environ if name.startswith("STREAMFLOW_")]
+        inherited = {name: value for name, value in os.environ.items() if name not in self._unset}
+        inherited["STREAMFLOW_SHARDS"] = "8"
         self._environ = {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
         (directory / "flows.py").write_text(FLOWS)
         self.write("first")
         self._errors = (directory / "errors").open("wb")
         self.process = subprocess.Popen(
-            [*self._command, "dev", "--app", "flows.py", "--reload", "--worker", "press"],
+            [sys.executable, "-P", "-m", "streamflow", "dev", "--app", "flows.py", "--reload", "--worker", "press"],
             cwd=directory, env=self._environ, stdout=subprocess.DEVNULL, stderr=self._errors,
         )  # fmt: skip
-
-    _command = (sys.executable, "-P", "-m", "streamflow")
 
     def write(self, word: str) -> None:
         (self.directory / "words.py").write_text(f"WORD = {word!r}\n")
 
     def run(self, *arguments: str) -> Any:
-        done = subprocess.run(
-            [*self._command, *arguments, "--json"], cwd=self.directory, env=self._environ, capture_output=True,
-            text=True, timeout=SECONDS, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr + self.log
+        """A command, in this process; it finds the server by its directory."""
+        with contextlib.chdir(self.directory):
+            done = CliRunner().invoke(cli, [*arguments, "--json"], env=dict.fromkeys(self._unset))
+        assert done.exit_code == 0, done.output + self.log
         return json.loads(done.stdout)
+
+    def spoken(self, run_id: str) -> list[str]:
+        """What a run says that is signalled at once."""
+        self.run("enqueue", "speak", "--id", run_id, "--signal", "go")
+        return self.run("enqueue", "speak", "--id", run_id, "--wait")["result"]
 
     def said(self) -> list[str]:
         lines = self.log.splitlines()
@@ -99,7 +101,7 @@ class Dev:
 def dev(tmp_path: Path) -> Iterator[Dev]:
     dev = Dev(tmp_path)
     try:
-        dev.wait_for("acquired 256 shards")
+        dev.wait_for("acquired 8 shards")
         dev.wait_for("serves press of")
         yield dev
     finally:
@@ -107,29 +109,29 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
 
 
 def test_a_changed_module_is_used_by_runs_that_go_on(dev: Dev) -> None:
-    dev.run("enqueue", "speak", "--input", "4", "--id", "r1")
+    dev.run("enqueue", "speak", "--id", "r1")
     deadline = time.monotonic() + SECONDS
-    while "wait" not in json.dumps(dev.run("show", "r1")):
+    while "first" not in json.dumps(dev.run("show", "r1")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     for letter in ("se", "sec", "second"):  # as an editor that saves at each pause
         dev.write(letter)
     dev.wait_for("serves press of", 2)
-    done = dev.run("enqueue", "speak", "--input", "4", "--id", "r1", "--wait")
-    assert done["result"] == ["first", "second"]
+    dev.run("signal", "r1", "go")
+    assert dev.run("enqueue", "speak", "--id", "r1", "--wait")["result"] == ["first", "second"]
     assert dev.said() == ["words.py changed: starting again with the new code"]
 
 
 def test_a_mistake_is_said_and_the_next_change_tries_again(dev: Dev) -> None:
     (dev.directory / "words.py").write_text("WORD = (\n")
     dev.wait_for("words.py changed; the code that was running goes on: SyntaxError: '(' was never closed")
-    assert dev.run("enqueue", "speak", "--input", "0", "--id", "r1", "--wait")["result"] == ["first", "first"]
+    assert dev.spoken("r1") == ["first", "first"]
     (dev.directory / "words.py").write_text("WORDS = 1\n")
     dev.wait_for("the code that was running goes on: ImportError: cannot import name 'WORD'")
     dev.write("mended")
     dev.wait_for("words.py changed: starting again")
     dev.wait_for("serves press of", 2)
-    assert dev.run("enqueue", "speak", "--input", "0", "--id", "r2", "--wait")["result"] == ["mended", "mended"]
+    assert dev.spoken("r2") == ["mended", "mended"]
 
 
 def test_a_daemon_that_was_killed_is_started_by_the_next_change_only(dev: Dev) -> None:
@@ -139,5 +141,5 @@ def test_a_daemon_that_was_killed_is_started_by_the_next_change_only(dev: Dev) -
     time.sleep(1)
     assert len(dev.said()) == 1
     dev.write("second")
-    dev.wait_for("acquired 256 shards", 2)
-    assert dev.run("enqueue", "speak", "--input", "0", "--id", "r1", "--wait")["result"] == ["second", "second"]
+    dev.wait_for("acquired 8 shards", 2)
+    assert dev.spoken("r1") == ["second", "second"]
