@@ -129,15 +129,18 @@ class Attack:
         return member
 
     async def settle(self, count: int = 2) -> None:
-        """So many daemons own all shards."""
-        for member in self.alive[count:]:
+        """So many daemons own all shards, and no other one is there."""
+        staying = [member for member in self.alive if not self._is_leaving(member)]
+        for member in staying[count:]:
             self._leaves(member)
-        while len(self.alive) < count:
-            await self.start()
-        expected = {member.pid for member in self.alive[:count]}
+        while len(staying) < count:
+            staying.append(await self.start())
+        expected = {member.pid for member in staying[:count]}
 
         async def settled() -> bool:
-            return set(await self._owners()) == expected and sum((await self._owners()).values()) == SHARDS
+            owners = await self._owners()
+            are_alone = {member.pid for member in self.alive} == expected
+            return are_alone and set(owners) == expected and sum(owners.values()) == SHARDS
 
         await until(settled, f"all shards are owned by {expected}", 20)
 
