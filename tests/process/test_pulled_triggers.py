@@ -71,9 +71,8 @@ async def each_starts_one_run(embedded_server: EmbeddedServer, namespace: str) -
 
     yield check
     for process in started:
-        if process.poll() is None:
-            process.terminate()
-        await anyio.to_thread.run_sync(process.wait, 20)
+        process.kill()
+        process.wait()
 
 
 async def test_each_element_of_a_list_starts_one_run(

@@ -154,10 +154,25 @@ async def test_kafka_has_each_event_at_least_once(events: list[str], killed: Kil
 
 def sink(server: EmbeddedServer, namespace: str, *words: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "streamflow", "sink", *words, "--redis", server.url, "--namespace", namespace]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "NO_COLOR": "1", **options},
     )  # fmt: skip
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def each_sink_ends_with_its_test() -> Iterator[None]:
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 async def ended(process: subprocess.Popen[str]) -> tuple[str, str]:

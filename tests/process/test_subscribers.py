@@ -56,8 +56,12 @@ class Consumers:
         words = [*self._words, str(dead_after), str(pause)]
         process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
         assert process.stdout is not None
-        with anyio.fail_after(DEADLINE):
-            name: str = json.loads(await process.stdout.readline())["consumer"]
+        try:
+            with anyio.fail_after(DEADLINE):
+                name: str = json.loads(await process.stdout.readline())["consumer"]
+        except BaseException:
+            process.kill()
+            raise
         self.processes[name] = process
         self._readers.append(asyncio.create_task(self._read(name, process.stdout)))
         return name

@@ -82,9 +82,11 @@ def test_a_daemon_works_with_closed_descriptors(
         )
         try:
             assert asyncio.run(result_of(embedded_server.url, namespace, ODD)) == ODD
-        finally:
             daemon.terminate()
             assert daemon.wait(20) == 0, (tmp_path / "log").read_text()
+        finally:
+            daemon.kill()
+            daemon.wait()
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,8 @@ def shown(embedded_server: EmbeddedServer, environ: dict[str, str], namespace: s
     try:
         assert asyncio.run(result_of(embedded_server.url, namespace, ODD)) == ODD
     finally:
-        daemon.terminate()
-        daemon.wait(20)
+        daemon.kill()
+        daemon.wait()
     return environ
 
 
