@@ -1,6 +1,6 @@
 """Writes ended runs to the namespace's archive, before retention deletes them.
 
-Owns: reading their records in portions, and how many are written together. Must not: delete anything (retention does,
+Owns: reading what the server has of them, and how many are written together. Must not: delete anything (retention does,
 and only what comes out of here). Called by: retention.
 
 A run comes out when its objects are durable. Whatever fails before leaves it on the server, to be tried again with the
@@ -18,6 +18,7 @@ from streamflow.archive.format import ArchivedRun
 from streamflow.archive_url import shown_archive
 from streamflow.daemon.context import Context
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.whole_records import whole_records
 from streamflow.errors import ArchiveError, StoreError, UsageError
 from streamflow.model.record import Header
 from streamflow.store.connection import Call
@@ -42,6 +43,7 @@ class Due(NamedTuple):
 
 class Archiving:
     def __init__(self, context: Context) -> None:
+        self._context = context
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
@@ -85,33 +87,16 @@ class Archiving:
     async def _read(self, due: Due) -> AsyncGenerator[tuple[list[tuple[tuple[str, Header], ArchivedRun]], int]]:
         """The runs with what the server has of them, as many at a time as are read at once, and how many can't be."""
         headers = dict(due.runs)
-        positions = dict.fromkeys(headers, 0)
-        elements: dict[str, list[bytes]] = {run_id: [] for run_id in headers}
         number = due.shard.number
-        while positions:
-            asked = list(positions.items())
-            answers = await self._store.one(self._kernel.read_runs(number, asked, PORTION))
-            whole: list[str] = []
-            harmed = 0
-            for (run_id, _), answer in zip(asked, answers, strict=True):
-                if isinstance(answer, StoreError):
-                    harmed += self._harmed(number, run_id, answer)
-                    del positions[run_id]
-                    continue
-                following, some = answer
-                elements[run_id] += some
-                if following is None:
-                    whole.append(run_id)
-                    del positions[run_id]
-                else:
-                    positions[run_id] = following
-            calls = [Call.plain("HGETALL", due.shard.keys.published(run_id)) for run_id in whole]
+        async for some in whole_records(self._context, number, headers, PORTION):
+            calls = [Call.plain("HGETALL", due.shard.keys.published(run_id)) for run_id, _ in some]
             published = await self._store.send(calls) if calls else []
             found: list[tuple[tuple[str, Header], ArchivedRun]] = []
-            for run_id, values in zip(whole, published, strict=True):
-                record, header = elements.pop(run_id), headers[run_id]
-                if isinstance(values, StoreError):
-                    harmed += self._harmed(number, run_id, values)
+            harmed = 0
+            for (run_id, record), values in zip(some, published, strict=True):
+                header = headers[run_id]
+                if isinstance(record, StoreError) or isinstance(values, StoreError):
+                    harmed += self._harmed(number, run_id, record if isinstance(record, StoreError) else values)
                 elif len(record) >= 2 and record[0] == header.encode():
                     named = {name.decode(errors="replace"): value for name, value in values.items()}
                     line, state, *transitions = record

@@ -31,6 +31,7 @@ from streamflow.daemon.code_fingerprint import fingerprint
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.whole_records import whole_records
 from streamflow.errors import ArchiveError, StoreError, StoreUnavailable
 from streamflow.events import decode_history
 from streamflow.loops import retry_forever
@@ -66,6 +67,7 @@ FIELD = "code"
 class DeployCheck:
     def __init__(self, context: Context, owner: Owner) -> None:
         self._app = context.app
+        self._context = context
         self._store = context.store
         self._kernel = context.kernel
         self._partition = context.namespace.partition
@@ -163,23 +165,14 @@ class DeployCheck:
             return 0
         misfits = 0
         self._busy = 0.0
-        record: list[bytes] = []
-        """Of the first run that is left, as far as it is read."""
-        while unseen and not self._is_over(shard):
-            runs = [(run_id, 0 if number else len(record)) for number, run_id in enumerate(unseen)]
-            for answer in await self._store.one(self._kernel.read_runs(shard.number, runs, BYTES)):
-                run_id = unseen[0]
-                if isinstance(answer, StoreError) or run_id in shard.live:
-                    record = []  # one that can't be read is the owner's, when something comes for it
-                else:
-                    following, elements = answer
-                    record += elements
-                    if following is not None:
-                        break  # the rest of it, and those behind it, come with the next answer
-                    if record and not await self._fits_or_is_live(shard, run_id, record):
-                        misfits += 1
-                    record = []
-                del unseen[0]
+        async for some in whole_records(self._context, shard.number, unseen, BYTES):
+            for run_id, record in some:
+                if isinstance(record, StoreError) or run_id in shard.live:
+                    continue  # one that can't be read is the owner's, when something comes for it
+                if record and not await self._fits_or_is_live(shard, run_id, record):
+                    misfits += 1
+            if self._is_over(shard):
+                break
         await anyio.sleep(max(PAUSE, self._busy / DUTY))
         return misfits
 

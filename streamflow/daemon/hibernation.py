@@ -26,6 +26,7 @@ from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
 from streamflow.daemon.parked_objects import ParkedObjects
 from streamflow.daemon.shard import OwnedShard
+from streamflow.daemon.whole_records import whole_records
 from streamflow.errors import ArchiveError, StoreError
 from streamflow.events import decode_recorded
 from streamflow.loops import retry_forever
@@ -63,6 +64,7 @@ class Candidate(NamedTuple):
 class Hibernation:
     def __init__(self, context: Context, owner: Owner, objects: ParkedObjects) -> None:
         self.after_ms = round(context.settings.hibernate_after * 1000)
+        self._context = context
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
@@ -134,23 +136,11 @@ class Hibernation:
         if len(quiet) < len(run_ids):
             following = now + self.after_ms
         waiting: list[Candidate] = []
-        positions = dict.fromkeys(quiet, 0)
-        records: dict[str, list[bytes]] = {run_id: [] for run_id in quiet}
-        while positions:
-            asked = list(positions.items())
-            answers = await self._store.one(self._kernel.read_runs(shard.number, asked, PORTION))
-            for (run_id, _), answer in zip(asked, answers, strict=True):
-                if isinstance(answer, StoreError):
-                    _log.error("run %s of shard %d can't be read, so it stays: %s", run_id, shard.number, answer)
-                    del positions[run_id]
+        async for some in whole_records(self._context, shard.number, quiet, PORTION):
+            for run_id, record in some:
+                if isinstance(record, StoreError):
+                    _log.error("run %s of shard %d can't be read, so it stays: %s", run_id, shard.number, record)
                     continue
-                position, elements = answer
-                records[run_id] += elements
-                if position is not None:
-                    positions[run_id] = position
-                    continue
-                del positions[run_id]
-                record = records.pop(run_id)
                 try:
                     header, since = _waits_since(record)
                 except DECODE_ERRORS:
@@ -161,12 +151,13 @@ class Hibernation:
                     following = min(following, since + self.after_ms)
                 else:
                     waiting.append(Candidate(run_id, header, record))
-            if len(waiting) >= TOGETHER or not positions:
+            if len(waiting) >= TOGETHER:
                 gone, later = await self._move(shard, waiting, now)
                 moved += gone
                 following = min(following, later)
                 waiting = []
-        return moved, following
+        gone, later = await self._move(shard, waiting, now)
+        return moved + gone, min(following, later)
 
     async def _move(self, shard: OwnedShard, runs: list[Candidate], now: int) -> tuple[int, float]:
         """Those whose time to wait isn't nearly over: the object, and then the server."""

@@ -28,6 +28,7 @@ from streamflow.archive.archive import open_archive
 from streamflow.archive.payloads import SWEEPING, open_payloads
 from streamflow.daemon.context import Context
 from streamflow.daemon.rollup import Rollup
+from streamflow.daemon.whole_records import whole_records
 from streamflow.errors import StoreError
 from streamflow.loops import retry_forever
 from streamflow.model.record import LISTED, OPEN
@@ -63,6 +64,7 @@ class PayloadSweep:
     def __init__(self, context: Context, rollup: Rollup) -> None:
         self.deleted = 0
         """Payloads that this daemon has deleted."""
+        self._context = context
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
@@ -179,19 +181,11 @@ class PayloadSweep:
 
     async def _read(self, number: int, run_ids: Sequence[str]) -> AsyncGenerator[bytes]:
         shard = self._kernel.keys.shard(number)
-        positions = dict.fromkeys(run_ids, 0)
-        while positions:
-            asked = list(positions.items())
-            answers = await self._store.one(self._kernel.read_runs(number, asked, PAGE))
-            for (run_id, _), answer in zip(asked, answers, strict=True):
-                if isinstance(answer, StoreError):
-                    raise answer
-                following, elements = answer
-                if following is None:
-                    del positions[run_id]
-                else:
-                    positions[run_id] = following
-                for element in elements:
+        async for some in whole_records(self._context, number, run_ids, PAGE):
+            for _, record in some:
+                if isinstance(record, StoreError):
+                    raise record
+                for element in record:
                     yield element
         values: list[Any] = await self._store.send(
             [Call.plain("HGETALL", shard.published(run_id)) for run_id in run_ids]

@@ -33,6 +33,7 @@ from streamflow.daemon.shard import OwnedShard
 from streamflow.daemon.view_folder import CodeFailed, ViewFolder
 from streamflow.daemon.view_parts import ARCHIVE, DONE, SERVER, EarlierRun, Part, folded_field
 from streamflow.daemon.view_thread import CodeHangs
+from streamflow.daemon.whole_records import whole_records
 from streamflow.errors import ArchiveError, StoreError
 from streamflow.events import Transition, decode_transition
 from streamflow.loops import retry_forever
@@ -72,8 +73,8 @@ class ViewFill:
         self._view: View = folder.view
         self._folder = folder
         self._owner = owner
+        self._context = context
         self._store = context.store
-        self._kernel = context.kernel
         self._clock = context.clock
         self._troubles = context.troubles
         self._every = context.settings.rollup
@@ -145,24 +146,11 @@ class ViewFill:
     async def _records(self, shard: OwnedShard, part: Part, ids: Sequence[str]) -> list[EarlierRun]:
         """What of these runs is to be counted. One that is gone is in the archive, or forgotten."""
         found: list[EarlierRun] = []
-        positions = dict.fromkeys(ids, 0)
-        records: dict[str, list[bytes]] = {run_id: [] for run_id in ids}
-        while positions:
-            asked = list(positions.items())
-            answers = await self._store.one(self._kernel.read_runs(shard.number, asked, PORTION))
-            for (run_id, _), answer in zip(asked, answers, strict=True):
-                if isinstance(answer, StoreError):
-                    _log.error("view %s is filled without run %s: %s", self._view.name, run_id, answer)
-                    del positions[run_id]
-                    continue
-                following, elements = answer
-                records[run_id] += elements
-                if following is not None:
-                    positions[run_id] = following
-                    continue
-                del positions[run_id]
-                record = records.pop(run_id)
-                if len(record) >= 2 and (run := self._earlier(run_id, record, part)) is not None:
+        async for some in whole_records(self._context, shard.number, ids, PORTION):
+            for run_id, record in some:
+                if isinstance(record, StoreError):
+                    _log.error("view %s is filled without run %s: %s", self._view.name, run_id, record)
+                elif len(record) >= 2 and (run := self._earlier(run_id, record, part)) is not None:
                     found.append(run)
         return found
 
