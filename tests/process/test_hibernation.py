@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from streamflow.embedded.server import EmbeddedServer
-from tests.process.test_cli_runs import SECONDS, Cli, until
+from tests.process.dying import DyingCli, dying_cli
+from tests.process.test_cli_runs import SECONDS, until
+
+pytestmark = pytest.mark.timeout(180)
 
 RUNS = 4
 
@@ -54,69 +55,38 @@ match os.environ.get("DIES"):
 
 
 @pytest.fixture
-def cli(embedded_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cli]:
-    """A command line in a directory with the app above; daemons that a test starts are killed."""
+def cli(embedded_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DyingCli]:
     monkeypatch.setenv("COLUMNS", "120")
-    (tmp_path / "flows.py").write_text(FLOWS)
-    daemons: list[subprocess.Popen[str]] = []
-    cli = Cli(tmp_path, embedded_server.url, f"t{uuid.uuid4().hex[:12]}")
-    spawn = cli.spawn
-
-    def spawned(*arguments: str, **options: object) -> subprocess.Popen[str]:
-        daemons.append(spawn(*arguments, **options))
-        return daemons[-1]
-
-    cli.spawn = spawned  # type: ignore[method-assign]
-    try:
+    with dying_cli(tmp_path, embedded_server.url, FLOWS) as cli:
         yield cli
-    finally:
-        for daemon in daemons:
-            daemon.kill()
-            daemon.wait(SECONDS)
 
 
-def daemon(cli: Cli, *arguments: str, dies: str = "") -> subprocess.Popen[str]:
-    """That is ready. `dies`: where it kills itself."""
-    log = cli.directory / f"daemon-{uuid.uuid4().hex[:4]}.log"
-    before, cli.environ = cli.environ, {**cli.environ, "DIES": dies} if dies else cli.environ
-    with log.open("wb") as file:
-        found = cli.spawn(
-            *("daemon", "--app", "flows:app", "--shards", "4", "--archive", f"file://{cli.directory}/archive"),
-            *arguments,
-            stdin=subprocess.DEVNULL,
-            stderr=file,
-        )
-    cli.environ = before
-    until(lambda: "now 4 of 4" in log.read_text() or found.poll() is not None, "the daemon took its shards")
-    return found
-
-
-def hibernating(cli: Cli) -> list[str]:
+def hibernating(cli: DyingCli) -> list[str]:
     return sorted(run["run_id"] for run in cli("runs", "--hibernating", "--json").json)
 
 
 NAMES = sorted(f"o{number}" for number in range(RUNS))
 
 
-def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: Cli) -> None:
-    first = daemon(cli)
+def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: DyingCli) -> None:
+    first = cli.daemon()
     (cli.directory / "runs.jsonl").write_text("".join(f'{{"id": "{name}", "input": "{name}"}}\n' for name in NAMES))
     assert cli("enqueue", "order", "--file", "runs.jsonl").code == 0
     until(lambda: {run["status"] for run in cli("runs", "--json").json} == {"running"}, "all wait")
     first.terminate()
     first.wait(SECONDS)
 
-    killed = daemon(cli, "--hibernate-after", "0.2", dies="behind the objects")
+    killed = cli.daemon("--hibernate-after", "0.2", dies="behind the objects")
     assert killed.wait(SECONDS) == -signal.SIGKILL
-    assert list((cli.directory / "archive").rglob("parked/**/*.run")), "it has written some"
+    assert list(cli.archive.rglob("parked/**/*.run")), "it has written some"
     assert hibernating(cli) == []
 
-    killed = daemon(cli, "--hibernate-after", "0.2", dies="behind the verb")
+    killed = cli.daemon("--hibernate-after", "0.2", dies="behind the verb")
     assert killed.wait(SECONDS) == -signal.SIGKILL
     some = hibernating(cli)
     assert some, "it has moved some"
 
-    whole = daemon(cli, "--hibernate-after", "0.2")
+    whole = cli.daemon("--hibernate-after", "0.2")
     until(lambda: hibernating(cli) == NAMES, "all are moved out")
     assert "not listed: 4 that hibernate" in cli("runs").err
     shown = cli("show", "o1")
@@ -124,15 +94,14 @@ def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: C
     assert cli("show", "o1", "--json").json["hibernating"]
     status = cli("status", "--json").json
     assert status["hibernating"] == RUNS
-    archive = cli.directory / "archive"
-    archive.rename(cli.directory / "away")
+    cli.archive.rename(cli.directory / "away")
     shown = cli("show", "o1")
     assert shown.code == 0, "what the server knows, and why there is no more"
     assert "waits for  storage" in shown.out
     assert "history    can't be read now" in shown.out
     assert "since" not in shown.out
     assert cli("show", "o1", "--json").json["waits_for"][0]["kind"] == "storage"
-    (cli.directory / "away").rename(archive)
+    (cli.directory / "away").rename(cli.archive)
     listed = cli("runs", "--hibernating", "--limit", "3")
     assert "3 of 4 runs that hibernate" in listed.err
     assert "next page: --next " in listed.err
@@ -143,9 +112,9 @@ def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: C
     for name in NAMES:
         assert cli("signal", name, "approve", '"yes"').code == 0
     for place in ("before it wakes one", "behind a wake-up"):
-        killed = daemon(cli, dies=place)
+        killed = cli.daemon(dies=place)
         assert killed.wait(SECONDS) == -signal.SIGKILL
-    daemon(cli)
+    cli.daemon()
     until(lambda: {run["status"] for run in cli("runs", "--json").json} == {"completed"}, "all have ended")
     assert sorted(run["run_id"] for run in cli("runs", "--json").json) == NAMES
     assert hibernating(cli) == []
