@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,21 +14,54 @@ import streamflow as sf
 from streamflow.archive.archive import Archive
 from streamflow.archive.format import ArchivedRun
 from streamflow.archive.payloads import Payloads
+from streamflow.daemon import put_off
+from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import ArchiveError
-from tests.support.waiting import until
+from tests.support.serving import running_daemon
+from tests.support.waiting import DEADLINE, until
 from tests.system.conftest import Serve
+from tests.system.test_hibernation import AFTER, moved_out, waits
+from tests.system.test_hibernation import app as hibernating
+from tests.system.test_hibernation import order as approved
 
 pytestmark = pytest.mark.anyio
 
 SERVER = """
 import sys
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-server.stop()
+port, server = 0, None
+for line in sys.stdin:
+    if server is not None:
+        server.stop()
+        server = None
+    if line == "start\\n":
+        server = ThreadedMotoServer("127.0.0.1", port=port, verbose=False)
+        server.start()
+        port = server.get_host_and_port()[1]
+    print(port, flush=True)
 """
+
+
+class Server:
+    """It keeps its port and its objects when it is stopped and started."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.endpoint = f"http://127.0.0.1:{self._do('start')}"
+
+    def start(self) -> None:
+        self._do("start")
+
+    def stop(self) -> None:
+        self._do("stop")
+
+    def _do(self, what: str) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
 
 app = sf.App()
 
@@ -37,28 +72,27 @@ async def order(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def server() -> Iterator[Server]:
     command = [sys.executable, "-W", "ignore", "-c", SERVER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
         try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+            yield Server(process)
         finally:
-            server.stdin.close()
-            server.wait(10)
+            process.stdin.close()
+            process.wait(10)
 
 
 @pytest.fixture(autouse=True)
-def credentials(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+def credentials(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
 
 @pytest.fixture
-def bucket(endpoint: str) -> str:
+def bucket(credentials: None) -> str:
     """A new one."""
     import secrets
 
@@ -108,6 +142,42 @@ async def test_large_payloads_go_into_a_bucket(serve: Serve, bucket: str) -> Non
         assert len(found) == 2
         await payloads.remove(week, found[0])
         assert await payloads.digests(week) == found[1:]
+
+
+async def test_a_run_in_a_bucket_wakes_though_both_servers_were_restarted(
+    server: Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of the namespace while the run sleeps, the one of the bucket while it should wake."""
+    monkeypatch.setattr(put_off, "LONGEST_PAUSE", 0.05)
+    options: dict[str, Any] = {"hibernate_after": AFTER, "archive": f"s3://{bucket}/streamflow"}
+    async with (
+        EmbeddedServer(tmp_path / "data", appendfsync="always") as redis,
+        running_daemon(hibernating, redis, "buckets", crash=False, **options) as daemon,
+        sf.connect(redis.url, namespace="buckets") as client,
+    ):
+        run = await client.start(approved, 7, id="o7")
+        await waits(client, run)
+        history = await run.history()
+        await moved_out(daemon)
+        assert (await run.describe()).hibernating is not None
+        assert await run.history() == history, "read from the bucket"
+        pid = redis.pid
+        await redis.restart()
+        assert redis.pid != pid
+        server.stop()
+        try:
+            await run.signal("approve", "ann")
+
+            async def waits_for_the_bucket() -> bool:
+                return any(entry.tries for shard in daemon.owner.shards.values() for entry in shard.put_off.values())
+
+            await until(waits_for_the_bucket)
+            assert "storage" in [wait.kind for wait in (await run.describe()).waits_for]
+        finally:
+            server.start()
+        assert await run.result(DEADLINE) == "7 approved by ann"
+        assert (await run.history())[: len(history)] == history
+        assert daemon.owner.lost_writes.recent_count == 0
 
 
 async def test_a_bucket_that_is_missing_is_an_error_without_secrets(bucket: str) -> None:
