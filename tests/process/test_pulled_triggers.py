@@ -1,13 +1,16 @@
-"""Sources whose process is killed between the start of runs and the acknowledgement: each delivery starts one run."""
+"""Sources whose process is killed between the start of runs and the acknowledgement: each delivery starts one run, also
+of a consumer group that is left with one member."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio.to_thread
 import psycopg
@@ -38,18 +41,29 @@ async def order(number: int) -> int:
 
 Left = Callable[[], int]
 Check = Callable[[str, str, Left], Awaitable[None]]
+Serve = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-async def each_starts_one_run(embedded_server: EmbeddedServer, namespace: str) -> AsyncIterator[Check]:
-    """`await each_starts_one_run(kind, place, left)`, where `left()` is the number that isn't acknowledged: serves the
-    source in a process that is killed, then in another one."""
+def serve(embedded_server: EmbeddedServer, namespace: str) -> Iterator[Serve]:
+    """Starts the script with these arguments; what it has started is ended afterwards."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def serve(*words: str) -> subprocess.Popen[bytes]:
+    def serve(*words: str, **environ: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, SCRIPT, embedded_server.url, namespace, *words]
-        started.append(subprocess.Popen(command, cwd=ROOT))
+        started.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environ}))
         return started[-1]
+
+    yield serve
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def each_starts_one_run(serve: Serve, embedded_server: EmbeddedServer, namespace: str) -> Check:
+    """`await each_starts_one_run(kind, place, left)`, where `left()` is the number that isn't acknowledged: serves the
+    source in a process that is killed, then in another one."""
 
     async def check(kind: str, place: str, left: Left) -> None:
         async with (
@@ -69,10 +83,7 @@ async def each_starts_one_run(embedded_server: EmbeddedServer, namespace: str) -
             results = [await client.run(run.id).result(20) for run in await client.runs(limit=1000)]
             assert sorted(results) == list(range(COUNT))
 
-    yield check
-    for process in started:
-        process.kill()
-        process.wait()
+    return check
 
 
 async def test_each_element_of_a_list_starts_one_run(
@@ -114,3 +125,63 @@ async def test_each_record_of_kafka_starts_one_run(each_starts_one_run: Check) -
             return COUNT - committed(brokers, "killed", "ordered")
 
         await each_starts_one_run("kafka", brokers, left)
+
+
+class Received(NamedTuple):
+    """A line of the journal."""
+
+    pid: int
+    partition: int
+    number: int
+
+
+async def test_a_member_takes_over_the_partitions_of_one_that_is_killed(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str, journal: Path, tmp_path: Path
+) -> None:
+    produced = 0
+
+    def produce_some(count: int) -> None:
+        nonlocal produced
+        numbers = range(produced, produced + count)
+        produce(brokers, "shared", *((f"{one}", json.dumps({"number": one}).encode()) for one in numbers))
+        produced += count
+
+    def received() -> list[Received]:
+        return [Received(*map(int, line.split())) for line in journal.read_text().splitlines()]
+
+    async def all_committed() -> bool:
+        return await anyio.to_thread.run_sync(committed, brokers, "shared", "ordered") == produced
+
+    async def until_both_have_some() -> None:
+        """Each has received what was produced last in some partitions."""
+        for _ in range(60):
+            before = len(received())
+            produce_some(COUNT)
+            await until(all_committed, "the group has committed all", 40.0)
+            if {one.pid for one in received()[before:]} == {survivor.pid, victim.pid}:
+                return
+        raise AssertionError("one of them has no partition")
+
+    with mock_brokers() as brokers:
+        dies = tmp_path / "dies"
+        produce_some(1)  # which makes the topic
+        async with (
+            running_daemon(app, embedded_server, namespace, crash=False),
+            sf.connect(embedded_server.url, namespace=namespace) as client,
+        ):
+            survivor = serve("shared-topic", brokers, JOURNAL=str(journal))
+            victim = serve("shared-topic", brokers, "die-when", str(dies), JOURNAL=str(journal))
+            await until_both_have_some()
+            dies.touch()
+            seen = len(received())
+            produce_some(COUNT)
+            assert await anyio.to_thread.run_sync(victim.wait, 40) == -signal.SIGKILL
+            lost = [one for one in received()[seen:] if one.pid == victim.pid]
+            assert lost, "it has started runs, and has committed nothing of them"
+            produce_some(COUNT)
+            await until(all_committed, "the other one has committed all", 60.0)
+            again = {one.number: one for one in received() if one.pid == survivor.pid}
+            assert {one.number for one in lost} <= again.keys(), "it has received these, too"
+            assert {again[one.number].partition for one in lost} == {one.partition for one in lost}
+            runs = await client.runs(limit=1000)
+            assert sorted([await client.run(run.id).result(20) for run in runs]) == list(range(produced))
