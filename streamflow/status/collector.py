@@ -3,7 +3,7 @@
 Owns: what is read for it, who counts as alive, rates between two samples, and moving an old rates view up to now.
 Must not: draw (`screen/`), change anything. Called by: `status`, `dev`, `demo`.
 
-    collect:  TIME, INFO, members, workers, queue names, merged views,                               (one pipeline to
+    collect:  TIME, INFO, members, workers, queue names, triggers, merged views,                     (one pipeline to
               each shard's owner, inbox and quarantine                                                 each server)
               if there are queues, what is in them; if there are quarantined messages, the newest   (one more for each)
                         the headers of the oldest open runs, and the records of those that have changed
@@ -54,6 +54,7 @@ from streamflow.store.kernel import QuarantineEntry
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import paused_queues, paused_workflows, read_pauses
 from streamflow.store.queues import clock_of
+from streamflow.store.served_triggers import decode_reports, rows_of, together
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
 from streamflow.views.registry import AVERAGE_S, LATEST, SETTLE_S, VIEWS
@@ -143,6 +144,7 @@ class StatusCollector:
             (keys.paused, read_pauses(keys)),
             (keys.served, Call.plain("HGETALL", keys.served)),
             (keys.undelivered, Call.plain("HLEN", keys.undelivered)),
+            (keys.triggers, Call.plain("HGETALL", keys.triggers)),
             (keys.app_view_heads, Call.plain("HGETALL", keys.app_view_heads)),
             (keys.view(_VIEW_NAMES[0]), Call.plain("MGET", *(keys.view(name) for name in _VIEW_NAMES))),
             *infos,
@@ -151,9 +153,19 @@ class StatusCollector:
             *((shard.inbox, Call.plain("XLEN", shard.inbox)) for shard in shards),
             *((shard.poison, Call.plain("XLEN", shard.poison)) for shard in shards),
         ]
-        clock, members, workers, queues, pauses, served, undelivered, heads, merged, *rest = await send_to_each(
-            client.store, calls, PATIENCE
-        )
+        (
+            clock,
+            members,
+            workers,
+            queues,
+            pauses,
+            served,
+            undelivered,
+            triggers,
+            heads,
+            merged,
+            *rest,
+        ) = await send_to_each(client.store, calls, PATIENCE)
         for answer in (clock, members, merged):
             if isinstance(answer, StoreError):
                 raise answer
@@ -197,6 +209,8 @@ class StatusCollector:
         status.oldest_waits = await self._oldest_waits(namespace, [run_id for run_id, _, _ in status.oldest])
         status.groups = await self._read_groups(status.as_of)
         status.undelivered = 0 if isinstance(undelivered, StoreError) else undelivered
+        if not isinstance(triggers, StoreError):
+            status.triggers = together(rows_of(decode_reports(triggers.items()), clock_of(clock)))
         if shards:
             status.quarantine = await self._quarantined(quarantines)
         if self._with_lag and shards:

@@ -15,6 +15,7 @@ import msgspec
 from streamflow.model.blocked import BlockedLine
 from streamflow.model.waits import Wait
 from streamflow.store.pauses import Pause
+from streamflow.store.served_triggers import ServedTrigger
 from streamflow.store.workers import WorkerHeartbeat
 from streamflow.views.reading import ViewReading
 from streamflow.wire import Heartbeat, StorageWait
@@ -189,6 +190,8 @@ class NamespaceStatus(msgspec.Struct, kw_only=True):
     """None: not read. The view `quarantine` counts all that have ever been there."""
     undelivered: int = 0
     """Deliveries of triggers that are in their quarantine."""
+    triggers: list[ServedTrigger] = []
+    """Those that processes serve, or have served within a day, by name."""
     warnings: list[str] = []
     """What can't be shown, and why."""
 

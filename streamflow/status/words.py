@@ -123,6 +123,12 @@ def health(status: NamespaceStatus) -> list[Sentence]:
     if status.undelivered:
         text = f"{status.undelivered:,} {'delivery' if status.undelivered == 1 else 'deliveries'} quarantined"
         found.add("warning", "undelivered", text, "streamflow trigger quarantine list")
+    if failing := [one for one in status.triggers if one.problem and one.processes]:
+        others = f", and {len(failing) - 1} more" if len(failing) > 1 else ""
+        text = f"trigger {failing[0].name}: {failing[0].problem}{others}"
+        found.add("warning", "trigger_failing", text, "streamflow trigger status")
+    if gone := _first_of(one.name for one in status.triggers if not one.processes):
+        found.add("warning", "trigger_unserved", f"nobody serves trigger {gone}", "streamflow trigger status")
     return sorted(found.sentences, key=lambda sentence: _LEVELS.index(sentence.level))
 
 

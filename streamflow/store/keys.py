@@ -184,7 +184,7 @@ class NamespaceKeys:
         self.files = f"{self.prefix}files"
         """Hash: `<trigger>/<path>` of each file that was delivered -> its size and time of change."""
         self.triggers = f"{self.prefix}triggers"
-        """Hash: process that serves triggers -> which, and what is wrong, MessagePack (`triggers/reports.py`)."""
+        """Hash: process that serves triggers -> which, and what is wrong, MessagePack (`store/served_triggers.py`)."""
         self.queues = f"{self.prefix}queues"
         """Hash: queue name -> 1."""
         self.app_views = f"{self.prefix}app-views"

@@ -21,6 +21,7 @@ from streamflow.store.connection import Call
 from streamflow.triggers import reports
 from streamflow.triggers.serving import serve_all
 from tests.support.pulling import receiving
+from tests.support.shell import Shell
 from tests.support.waiting import until
 from tests.system.conftest import Serve
 
@@ -59,6 +60,7 @@ async def test_a_source_that_fails_is_shown_and_goes_when_it_is_mended(
             lambda: CliRunner().invoke(cli, ["trigger", "status", *words], env=environ)
         )
 
+    shell = Shell(embedded_server.url, namespace, "status", "--check")
     async with serve(app) as (client, _):
         async with receiving(client, listed, of_files(directory)):
 
@@ -73,6 +75,10 @@ async def test_a_source_that_fails_is_shown_and_goes_when_it_is_mended(
             assert (dropped["trigger"], dropped["kind"]) == ("dropped", "files")
             assert "FileNotFoundError" in dropped["problem"]
             assert (other["trigger"], other["problem"], other["received"]) == ("listed", None, 0)
+            found = (await shell.data(code=1))["health"][0]
+            assert (found["level"], found["code"]) == ("warning", "trigger_failing")
+            assert found["text"].startswith("trigger dropped: FileNotFoundError: ")
+            assert found["command"] == f"streamflow trigger status --namespace {namespace}"
             directory.mkdir()
             (directory / "one").write_text("1")
 
@@ -83,12 +89,16 @@ async def test_a_source_that_fails_is_shown_and_goes_when_it_is_mended(
             await until(is_mended)
             result = await shown()
             assert (result.exit_code, result.stdout.count("  ok\n")) == (0, 2)
+            assert (await shell.data())["ok"]
         result = await shown()
         assert (result.exit_code, result.stdout) == (0, "")
         assert "no process serves triggers" in result.stderr
 
 
-async def test_a_process_that_was_killed_is_shown_until_others_remove_it(serve: Serve) -> None:
+async def test_a_process_that_was_killed_is_shown_until_others_remove_it(
+    serve: Serve, embedded_server: EmbeddedServer, namespace: str
+) -> None:
+    shell = Shell(embedded_server.url, namespace, "status")
     async with serve(app) as (client, _):
         for name, seconds in (("killed", 60), ("forgotten", 700)):
             served = ["listed", "list", "list words", 1, 0, 0, ""]
@@ -96,6 +106,7 @@ async def test_a_process_that_was_killed_is_shown_until_others_remove_it(serve: 
             field = (client.keys.triggers, name, msgspec.msgpack.encode(report))
             await client.store.one(Call.plain("HSET", *field))
         assert len(await reports.read_reports(client)) == 2
+        assert "nobody serves trigger listed" in await shell("--check", code=1)
         async with receiving(client, listed):
 
             async def others() -> list[str]:
@@ -105,6 +116,9 @@ async def test_a_process_that_was_killed_is_shown_until_others_remove_it(serve: 
 
             [problem] = await until(others)
             assert problem.startswith("no report for 6")
+            [known] = (await shell.data())["triggers"]
+            assert (known["name"], known["processes"], known["problem"]) == ("listed", 1, ""), "another one serves it"
+            assert (await shell.data("--check"))["ok"]
         await client.store.one(Call.plain("DEL", client.keys.triggers))
 
 

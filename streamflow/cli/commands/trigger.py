@@ -22,8 +22,8 @@ from streamflow.errors import StreamflowError, UsageError
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
+    from streamflow.store.served_triggers import ServedHere
     from streamflow.triggers.quarantine import DeliveryQuarantine, UndoneDelivery
-    from streamflow.triggers.reports import ServedHere
     from streamflow.workflow.app import App
 
 _LATE = ("streamflow.triggers.serving",)

@@ -23,6 +23,7 @@ from streamflow.status.model import (
 )
 from streamflow.status.words import STORM, Sentence, health, needs_a_person
 from streamflow.store.pauses import Pause
+from streamflow.store.served_triggers import ServedTrigger
 from streamflow.wire import Heartbeat, StorageWait
 
 
@@ -209,6 +210,20 @@ CASES: dict[str, tuple[NamespaceStatus, Sentence]] = {
     "undelivered": (
         status(undelivered=2),
         Sentence("warning", "undelivered", "2 deliveries quarantined", "streamflow trigger quarantine list"),
+    ),
+    "trigger_failing": (
+        status(
+            triggers=[
+                ServedTrigger(name="fine", kind="list", source="list a", processes=2),
+                ServedTrigger(name="orders", kind="kafka", source="topic orders", problem="no brokers", processes=1),
+                ServedTrigger(name="push", kind="webhook", source="/push", problem="not served: in use", processes=1),
+            ]
+        ),
+        Sentence("warning", "trigger_failing", "trigger orders: no brokers, and 1 more", "streamflow trigger status"),
+    ),
+    "trigger_unserved": (
+        status(triggers=[ServedTrigger(name=name, kind="list", source="list b") for name in ("b", "a")]),
+        Sentence("warning", "trigger_unserved", "nobody serves trigger a and 1 more", "streamflow trigger status"),
     ),
     "aof_off": (status(server=Server(aof="off")), Sentence("note", "aof_off", "AOF off", "streamflow check")),
     "workflow_paused": (
