@@ -29,8 +29,10 @@ from streamflow.cli.finding import find_run
 from streamflow.cli.logs import JsonFormatter
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import make_console, print_json
+from streamflow.cli.unknown_workflow import warn_of_unknown_workflow
 from streamflow.errors import StoreError, UsageError
 from streamflow.settings import CommandSettings
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from streamflow.actions import Bulk, BulkOutcome
@@ -214,7 +216,7 @@ def act_in_bulk(
                 outcome = _run(bulk, choice)
             except StoreError as error:
                 bulk.close()
-                done = f"{bulk.tally.next:,} of {bulk.file.count:,} runs were done with before"
+                done = f"done with before: {bulk.tally.next:,} of {plural(bulk.file.count, 'run')}"
                 raise type(error)(f"{error} ({done}; go on with: {_resume(bulk)})") from error
         bulk.close()
         return _report(bulk, outcome, choice)
@@ -233,6 +235,8 @@ def _freeze(
             with _counting() as found:
                 bulk = await freeze(client, action, path, on_found=found, **choice.filters)
             try:
+                if not bulk.file.count:
+                    await warn_of_unknown_workflow(client, choice.filters.get("workflow"))
                 if check is not None:
                     await check(client, bulk.workflows)
             except BaseException:
@@ -301,7 +305,7 @@ def _what(bulk: Bulk) -> str:
     filters = bulk.file.head.filters
     status = f"{filters['status']} " if filters.get("status") else ""
     count = bulk.file.count
-    return f"{count:,} {status}run{'s' * (count != 1)}{filter_words(filters)}"
+    return f"{plural(count, f'{status}run')}{filter_words(filters)}"
 
 
 def _preview(bulk: Bulk, choice: Choice, err: bool) -> None:
@@ -350,7 +354,7 @@ def _show(bulk: Bulk, choice: Choice) -> int:
         sample = [run.id for run in bulk.sample]
         print_json({"action": bulk.action.name, "dry_run": True, "targets": left, "sample": sample})
     elif choice.resume is not None:
-        click.echo(f"{left:,} of {bulk.file.count:,} runs are left to {bulk.action.name}")
+        click.echo(f"{left:,} of {plural(bulk.file.count, 'run')} left to {bulk.action.name}")
     elif not left:
         click.echo(f"no runs to {bulk.action.name} match", err=True)
     else:
@@ -384,7 +388,7 @@ def _report(bulk: Bulk, outcome: BulkOutcome, choice: Choice) -> int:
     if outcome.failed:
         click.echo(f"the runs that failed are in {safe(outcome.file)}", err=True)
     if outcome.left:
-        text = f"stopped: {outcome.left:,} of {outcome.targets:,} runs are left; go on with: {_resume(bulk)}"
+        text = f"stopped: {outcome.left:,} of {plural(outcome.targets, 'run')} left; go on with: {_resume(bulk)}"
         click.echo(safe(text, 2000), err=True)
     return code
 

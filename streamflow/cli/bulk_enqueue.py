@@ -31,6 +31,7 @@ from streamflow.errors import RunConflict, StoreError, UsageError
 from streamflow.input_file import STDIN, open_input
 from streamflow.model import codec
 from streamflow.model.start_word import NOTHING, StartWord
+from streamflow.text import plural
 
 CHUNK = 4000
 CHUNK_BYTES = 8_000_000
@@ -191,7 +192,7 @@ async def _send(client: Client, chunks: Iterable[list[Numbered]], tally: Tally) 
             for task in done:
                 task.result()
     except StoreError as error:
-        hint = f"{tally.created:,} runs were created before that; run the same command again to continue"
+        hint = f"created before that: {plural(tally.created, 'run')}; run the same command again to continue"
         raise type(error)(f"{error} ({hint})") from error
     finally:
         for task in in_flight:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamflow.errors import RunNotFound, UsageError
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
@@ -35,7 +36,7 @@ async def find_run(client: Client, text: str, *, acts: bool = False) -> str:
     found = await client.find(text)
     if found.ids == [text]:
         return text
-    looked_at = "" if found.is_certain else f"{found.looked_at:,} of {found.total:,} runs were looked at"
+    looked_at = "" if found.is_certain else f"{found.looked_at:,} of {plural(found.total, 'run')} were looked at"
     if not found.ids:
         known = f"there is no run {text} in this namespace (or it was forgotten after it ended)"
         raise RunNotFound(f"{known}, nor one whose id begins so; {looked_at}" if looked_at else known, text)

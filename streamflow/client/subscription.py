@@ -30,6 +30,7 @@ from streamflow.model.names import check_name
 from streamflow.store.connection import Store
 from streamflow.store.kernel import Kernel, Missed
 from streamflow.store.namespace import Namespace
+from streamflow.text import plural
 from streamflow.wire import stream_order
 
 _log = logging.getLogger("streamflow.groups")
@@ -89,7 +90,7 @@ class EventBatch(Sequence[CommittedEvent]):
         return iter(self.events)
 
     def __repr__(self) -> str:
-        return f"<{len(self.events)} events of shard {self.shard} up to {self.offset}>"
+        return f"<{plural(len(self.events), 'event')} of shard {self.shard} up to {self.offset}>"
 
 
 Acknowledge = Callable[[EventBatch], Awaitable[bool]]

@@ -13,6 +13,7 @@ from streamflow.daemon.owner import Owner
 from streamflow.daemon.troubles import Troubles
 from streamflow.settings import Settings
 from streamflow.store.connection import Store
+from streamflow.text import plural
 
 OVERDUE = 5.0
 """Seconds for which decisions have waited until they are as safe as the namespace's durability asks for."""
@@ -51,7 +52,11 @@ class Ownership:
 
     def warnings(self) -> list[str]:
         lost = self._owner.lost_writes.recent_count
-        said = [f"the server has lost or set back {lost} runs within the last hour: the log names them"] if lost else []
+        said: list[str] = []
+        if lost:
+            said.append(
+                f"the server has lost or set back {plural(lost, 'run')} within the last hour: the log names them"
+            )
         confirmation = self._store.confirmation
         for one in () if confirmation is None else confirmation.lacking(OVERDUE):
             at, of = (f" by {one.server}", " of its shards") if one.server else ("", "")

@@ -21,6 +21,7 @@ from streamflow.http.process_figures import add_process_figures
 from streamflow.loops import Supervisor
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.text import plural
 
 LACKING_AFTER = 1.0
 """Seconds for which a server may confirm nothing until it is named."""
@@ -67,7 +68,9 @@ class DaemonMetrics:
         if membership.unconfirmed > self._settings.dead_after:
             return [f"the server has confirmed no heartbeat for {membership.unconfirmed:.1f} s"]
         if missing:
-            reasons = [f"it does not own {len(missing)} of the {membership.desired} shards that it should own"]
+            reasons = [
+                f"it does not own {len(missing)} of the {plural(membership.desired, 'shard')} that it should own"
+            ]
             return reasons + [f"{subject} {text}" for subject, text in self._troubles.current(stops=True).items()]
         return []
 

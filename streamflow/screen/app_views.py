@@ -38,7 +38,9 @@ def notes(reading: ViewReading) -> list[Text]:
     from_when = "the beginning" if reading.counts_from is None else reading.counts_from.strftime("%Y-%m-%d %H:%M:%S")
     as_of = reading.as_of.strftime("%H:%M:%S")
     earlier = f", and of {plural(reading.earlier, 'run')} what was before" if reading.earlier else ""
-    lines = [Text(f"counts {reading.events:,} events from {from_when} (UTC){earlier}, as of {as_of}", style=MUTED)]
+    lines = [
+        Text(f"counts {plural(reading.events, 'event')} from {from_when} (UTC){earlier}, as of {as_of}", style=MUTED)
+    ]
     if reading.unfilled:
         text = f"what happened before is still being counted in {plural(reading.unfilled, 'shard')}"
         lines.append(Text(text, style=WARN))
@@ -47,7 +49,7 @@ def notes(reading: ViewReading) -> list[Text]:
         lines.append(Text(f"events from {begin} to {end} were trimmed from a log before they were counted", style=WARN))
     if reading.filling is not None:
         filling = reading.filling
-        text = f"another version is being filled: {filling.ready} of {filling.shards} shards have caught up"
+        text = f"another version is being filled: {filling.ready:,} of {plural(filling.shards, 'shard')} caught up"
         lines.append(Text(text, style=WARN))
     return lines
 

@@ -410,8 +410,8 @@ def _summary(span: Span) -> Text:
     parts: list[tuple[str, str]] = []
     if span.failures:
         parts.append((f"{number(span.failures)} failed", BAD))
-    if len(span.marks) > span.failures:
-        parts.append((f"{number(len(span.marks) - span.failures)} retries", WARN))
+    if (retries := len(span.marks) - span.failures) > 0:
+        parts.append((f"{number(retries)} retr{'y' if retries == 1 else 'ies'}", WARN))
     if span.open:
         parts.append((f"{number(span.open)} open", BUSY))
     if span.times:

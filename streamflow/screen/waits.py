@@ -41,6 +41,11 @@ def waits_text(waits: Sequence[Wait], now_ms: int) -> str:
     return wait_text(waits[0], now_ms) + (f" (+{more:,})" if more else "")
 
 
+def hibernating_wait(due: datetime | None) -> Wait:
+    """All that is known without its record: one with a due time may wait for a message, too, with a time-out."""
+    return Wait(kind="message", until=due)
+
+
 def wait_text(wait: Wait, now_ms: int) -> str:
     """As `signal approve: Approval, 2 h 05 m left` or `step charge, attempt 3 in 38 s: ConnectTimeout: api:443`."""
     left = _left(wait.until, now_ms)
@@ -66,6 +71,8 @@ def wait_text(wait: Wait, now_ms: int) -> str:
             if left is None or left <= 0:
                 return "a daemon that begins it"
             return f"its start {_until(wait, left).replace('until', 'at')}"
+        case "message" if wait.until is not None:
+            return f"a message, or its timer {_until(wait, left)}"
         case _:
             return wait.why or "a signal or question"
 

@@ -57,6 +57,7 @@ from streamflow.store.queues import clock_of
 from streamflow.store.served_triggers import decode_reports, rows_of, together
 from streamflow.store.servers import facts_of, fullness, key_of_each, memory_of, send_to_each
 from streamflow.store.workers import WorkerHeartbeat, live_workers
+from streamflow.text import plural
 from streamflow.views.registry import AVERAGE_S, LATEST, SETTLE_S, VIEWS
 from streamflow.views.retries import retries_at
 from streamflow.wire import Heartbeat, decode_heartbeat, stream_order
@@ -186,7 +187,7 @@ class StatusCollector:
             status.warnings.append("the server doesn't allow INFO: its version, memory and persistence aren't shown")
         if status.server is not None and (away := status.server.away):
             status.warnings.append(
-                f"{away} of {status.server.servers} servers {'does' if away == 1 else 'do'}n't answer"
+                f"{away} of {plural(status.server.servers, 'server')} {'does' if away == 1 else 'do'}n't answer"
             )
         live = [] if isinstance(workers, StoreError) else live_workers(workers, status.as_of)
         status.workers = [_worker(worker, status.as_of) for worker in live]

@@ -63,7 +63,9 @@ def health(status: NamespaceStatus) -> list[Sentence]:
         found.add("error", "shards_stopped", text, "streamflow status")
     server = status.server
     if server is not None and server.away:
-        found.add("error", "servers_away", f"{server.away} of {server.servers} servers away", "streamflow check")
+        found.add(
+            "error", "servers_away", f"{server.away} of {plural(server.servers, 'server')} away", "streamflow check"
+        )
     if server is not None and server.fullest >= 0.8:
         whose = "" if server.servers == 1 else " of a server"
         text = f"memory{whose} {100 * server.fullest:.0f} % full{_largest(status.view('sizes'))}"

@@ -37,6 +37,7 @@ from streamflow.store.connection import Call, Elsewhere, OtherHistory, key_of
 from streamflow.store.kernel import Put
 from streamflow.store.keys import absent_near, fence_near
 from streamflow.store.servers import key_of_each
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ class Durability(msgspec.Struct, frozen=True):
         if not count:
             none = "no replica" if self.replicas == 1 else f"none of {self.replicas} replicas"
             return f"{none} has confirmed it"
-        return f"only {count} of {self.replicas} replicas {'has' if count == 1 else 'have'} confirmed it"
+        return f"only {count} of {plural(self.replicas, 'replica')} {'has' if count == 1 else 'have'} confirmed it"
 
 
 class Lacking(NamedTuple):

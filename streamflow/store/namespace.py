@@ -21,6 +21,7 @@ from streamflow.store.kernel import SCHEMA, Kernel, NamespaceRecord, Put
 from streamflow.store.keys import NamespaceKeys
 from streamflow.store.roles import Role
 from streamflow.store.router import servers_of
+from streamflow.text import plural
 
 _log = logging.getLogger("streamflow.namespace")
 
@@ -169,7 +170,7 @@ def check_same(namespace: Namespace, settings: Settings) -> None:
     shards, partition = namespace.shards, namespace.partition
     if (shards, partition) != (settings.shards, settings.partition):
         raise NamespaceMismatch(
-            f"namespace {settings.namespace!r} has {shards} shards by {partition}, but {settings.shards} by "
+            f"namespace {settings.namespace!r} has {plural(shards, 'shard')} by {partition}, but {settings.shards} by "
             f"{settings.partition} were requested. They are fixed when a namespace is created: use --shards {shards} "
             f"--partition {partition}, or another --namespace."
         )

@@ -13,6 +13,7 @@ from streamflow.http.process_figures import add_process_figures
 from streamflow.loops import Supervisor
 from streamflow.settings import Settings
 from streamflow.steps.executor import StepExecutor
+from streamflow.text import plural
 from streamflow.worker.claims import Claims
 from streamflow.worker.reader import QueueReader
 
@@ -43,10 +44,8 @@ class WorkerMetrics:
             reasons.append("it does not read its queues")
         if broken := self._reader.broken:
             name, reason = next(iter(broken.items()))
-            reasons.append(
-                f"the server refuses {len(broken)} of the {len(self._claims.partitions)} partitions of its queues, "
-                f"such as {name}: {reason}"
-            )
+            of = plural(len(self._claims.partitions), "partition")
+            reasons.append(f"the server refuses {len(broken)} of the {of} of its queues, such as {name}: {reason}")
         if self._claims.unanswered > 1.5 * self._timeout:
             reasons.append(f"the server has answered nothing for {self._claims.unanswered:.0f} s")
         return reasons

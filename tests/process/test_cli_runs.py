@@ -663,8 +663,8 @@ def test_a_bulk_that_is_interrupted_says_how_to_go_on(cli: Cli, run_id: str) -> 
     assert 3 <= count < 40
     assert bulk.returncode == 1
     assert out == f"signalled {count} · already so or not applicable 0 · failed 0\n"
-    assert err == (f"stopped: {40 - count} of 40 runs are left; go on with: streamflow signal --resume list.jsonl\n")
-    assert cli("signal", "--resume", "list.jsonl", "--dry-run").out == f"{40 - count} of 40 runs are left to signal\n"
+    assert err == (f"stopped: {40 - count} of 40 runs left; go on with: streamflow signal --resume list.jsonl\n")
+    assert cli("signal", "--resume", "list.jsonl", "--dry-run").out == f"{40 - count} of 40 runs left to signal\n"
     wrong = cli("cancel", "--resume", "list.jsonl")
     assert (wrong.code, wrong.err) == (2, "error: list.jsonl is of streamflow signal, and not of cancel\n")
     done = cli("signal", "--resume", "list.jsonl", "--rate", "0", "--audit-log", "audit.jsonl")

@@ -103,7 +103,7 @@ def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: D
     assert cli("show", "o1", "--json").json["waits_for"][0]["kind"] == "storage"
     (cli.directory / "away").rename(cli.archive)
     listed = cli("runs", "--hibernating", "--limit", "3")
-    assert "3 of 4 runs that hibernate" in listed.err
+    assert "3 of 4 hibernating runs" in listed.err
     assert "next page: --next " in listed.err
     assert cli("runs", "--hibernating", "--status", "failed").code == 2
     whole.terminate()

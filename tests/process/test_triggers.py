@@ -29,6 +29,7 @@ from tests.process import faults
 from tests.process.faults import ServingProcess
 from tests.process.trigger_flows import app
 from tests.support.serving import running_daemon
+from tests.support.shell import Shell
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -231,3 +232,24 @@ async def test_the_commands_list_show_redrive_and_drop(
         await in_thread("quarantine", "drop", ids["d3"])
         assert [one["delivery"] for one in await in_thread("quarantine", "list", "--json")] == ["d2"]
         await quarantine.drop(ids["d2"])
+
+
+async def test_a_trigger_that_nobody_knows_is_refused_with_those_that_exist(
+    embedded_server: EmbeddedServer, namespace: str
+) -> None:
+    shell = Shell(embedded_server.url, namespace, "trigger", "quarantine")
+    app = ("--app", f"{FLOWS}:app")
+    async with daemon(embedded_server, namespace) as client:
+        quarantine = DeliveryQuarantine(client)
+        kept = await quarantine.put("ordered", Received(id="d", body=b"broken", headers={}, at=1), "why")
+        known = "no process serves trigger order, and no delivery of it is quarantined; did you mean ordered?"
+        assert f"{known} Known triggers: ordered\n" in await shell("list", "--trigger", "order", code=2)
+        assert known in await shell("drop", "--trigger", "order", "--yes", code=2)
+        assert f"{known} Known triggers: ordered, queued\n" in await shell(
+            "redrive", "--trigger", "order", *app, code=2
+        )
+        none = "no deliveries of trigger queued are quarantined\n"
+        assert await shell("redrive", "--trigger", "queued", *app) == none, "the app has it"
+        assert await shell("drop", "--trigger", "ordered", "--yes") == f"{kept}: dropped\n"
+        assert await shell("redrive", "--all", *app) == "no deliveries are quarantined\n"
+        assert await shell.data("list") == []

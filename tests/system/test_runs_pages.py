@@ -117,6 +117,10 @@ async def test_times_and_roots_choose_by_creation(serve: Serve) -> None:
         assert {row["run_id"] for row in rows} == {"p0", "p1", "p2", "p3"}
         assert "4 of 8 runs looked at" in await said_beside(shell, "--roots")
         assert "error: since: 'soon' is not a time" in await shell("runs", "--since", "soon", code=2)
+        unknown = "no daemon has registered workflow nosuch. Known workflows: "
+        for words in ((), ("--hibernating",), ("--json",)):
+            assert unknown in await said_beside(shell, *words, "--workflow", "nosuch")
+        assert unknown in await shell("cancel", "--workflow", "nosuch", "--yes")
 
 
 async def test_a_page_keeps_the_times_of_the_first_one(serve: Serve) -> None:

@@ -20,6 +20,7 @@ from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import make_console, plain_value, print_drawn, print_json
 from streamflow.errors import UsageError
 from streamflow.settings import CommandSettings
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
@@ -109,7 +110,7 @@ def show(group: str, redis: str | None, namespace: str | None, as_json: bool) ->
     console.print()
     print_drawn(console, shards_table(found, now_ms, SHOWN))
     if len(found.shards) > SHOWN:
-        click.echo(f"{SHOWN} of {len(found.shards)} shards: --json has them all", err=True)
+        click.echo(f"{SHOWN} of {plural(len(found.shards), 'shard')}: --json has them all", err=True)
 
 
 @groups.command()

@@ -19,6 +19,7 @@ from streamflow.cli.finding import the_only
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_value, print_drawn, print_json
 from streamflow.errors import StreamflowError, UsageError
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from streamflow.client.quarantine import Quarantine, QuarantinedMessage, Taken
@@ -130,7 +131,7 @@ def show(message: str, redis: str | None, namespace: str | None, as_json: bool) 
         ("kind", found[0].kind or "unknown"),
         ("since", moment(epoch_ms(found[0].at))),
         ("reason", found[0].reason),
-        ("size", f"{found[0].size:,} bytes"),
+        ("size", plural(found[0].size, "byte")),
         ("body", shown),
     ):
         click.echo(f"{name:<8}{safe(text, 2000)}")

@@ -14,7 +14,9 @@ from streamflow.cli.event_loop import run_async
 from streamflow.cli.filters import filter_options
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import epoch_ms, make_console, plain_run, print_drawn, print_json
+from streamflow.cli.unknown_workflow import warn_of_unknown_workflow
 from streamflow.errors import UsageError
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from streamflow.client.hibernating import HibernatingPage
@@ -107,6 +109,8 @@ def runs(
             has_archive = bool((await client.read_namespace()).archive)
             nonlocal asleep
             asleep = await client.hibernating() if has_archive and not archived else 0
+            if not found:
+                await warn_of_unknown_workflow(client, filters.get("workflow"))
             return found, await server_time_ms(client), has_archive
 
     asleep = 0
@@ -148,7 +152,7 @@ def _say_more(page: RunPage, asleep: int) -> None:
     if asleep:
         click.echo(f"not listed: {asleep:,} that hibernate (--hibernating lists them)", err=True)
     if page.looked_at > len(page):
-        click.echo(f"{len(page):,} of {page.looked_at:,} runs looked at", err=True)
+        click.echo(f"{len(page):,} of {plural(page.looked_at, 'run')} looked at", err=True)
     if page.after:
         click.echo(f"next page: --next {page.after}", err=True)
 
@@ -170,6 +174,8 @@ def _show_hibernating(
     async def fetch() -> tuple[HibernatingPage, int, int]:
         async with open_client(redis, namespace) as client:
             page = await client.hibernating_runs(workflow=workflow, limit=limit, after=after)
+            if not page:
+                await warn_of_unknown_workflow(client, workflow)
             return page, await client.hibernating(), await server_time_ms(client)
 
     page, count, now_ms = run_async(fetch)
@@ -177,8 +183,8 @@ def _show_hibernating(
         rows = [msgspec.to_builtins(run, enc_hook=str) for run in page]
         print_json([{"run_id": row.pop("id"), **row} for row in rows])
     elif page:
-        from streamflow.model.waits import Wait
         from streamflow.screen.tables import RunRow, runs_table
+        from streamflow.screen.waits import hibernating_wait
 
         rows = [
             RunRow(
@@ -188,13 +194,13 @@ def _show_hibernating(
                 status="hibernating",
                 started=epoch_ms(run.created),
                 ended=0,
-                waits=[Wait(kind="timer", until=run.due) if run.due else Wait(kind="message")],
+                waits=[hibernating_wait(run.due)],
             )
             for run in page
         ]
         console = make_console()
         print_drawn(console, runs_table(rows, now_ms, console.width))
-    click.echo(f"{len(page):,} of {count:,} runs that hibernate", err=True)
+    click.echo(f"{len(page):,} of {plural(count, 'hibernating run')}", err=True)
     if page.after:
         click.echo(f"next page: --next {page.after}", err=True)
 

@@ -13,6 +13,7 @@ from streamflow.cli.acting import Choice, act, act_in_bulk, acting_options
 from streamflow.cli.completing import complete_signal
 from streamflow.cli.options import checked_id, parse_json
 from streamflow.errors import UsageError
+from streamflow.text import plural
 
 if TYPE_CHECKING:
     from streamflow.client.client import Client
@@ -48,7 +49,7 @@ def signal(arguments: tuple[str, ...], force: bool, choice: Choice) -> int:
     if not words:
         raise UsageError("missing NAME: which signal?")
     if len(words) > 2:
-        raise UsageError(f"signal got {len(words) - 2} arguments too many: {' '.join(words[2:])}")
+        raise UsageError(f"signal got {plural(len(words) - 2, 'argument')} too many: {' '.join(words[2:])}")
     name = words[0]
     from streamflow.model.names import check_name
 

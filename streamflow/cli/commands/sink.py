@@ -210,5 +210,5 @@ def _print(figures: Figures, as_json: bool) -> None:
         print_json({**msgspec.to_builtins(figures), "events_per_second": rate})
         return
     own = "".join(f", {name.replace('_', ' ')}: {value:,}" for name, value in figures.own.items())
-    written = f"{plural(figures.events, 'event')} in {plural(figures.batches, 'batch')}".replace("batchs", "batches")
+    written = f"{plural(figures.events, 'event')} in {figures.batches:,} batch{'' if figures.batches == 1 else 'es'}"
     click.echo(f"group {figures.group}: {written}, {rate:,} a second{own}", err=True)

@@ -23,6 +23,7 @@ from streamflow.cli.logs import json_line
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import make_console
 from streamflow.cli.streaming import print_stream
+from streamflow.cli.unknown_workflow import warn_of_unknown_workflow
 from streamflow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def tail(
             if run is not None:
                 run = await find_run(client, run)
             shards = await _shards(client, run)
+            await warn_of_unknown_workflow(client, workflow)
             line_filter = _LineFilter(client, run, workflow)
             async for lines in merged(client, shards, ago):
                 async for line in with_payloads(client, await line_filter.matching(lines)):

@@ -19,8 +19,11 @@ from streamflow.cli.logs import set_up
 from streamflow.cli.options import json_option, log_options, log_settings_file, server_options
 from streamflow.cli.output import print_json
 from streamflow.errors import StreamflowError, UsageError
+from streamflow.text import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from streamflow.client.client import Client
     from streamflow.store.served_triggers import ServedHere
     from streamflow.triggers.quarantine import DeliveryQuarantine, UndoneDelivery
@@ -318,14 +321,14 @@ def list_deliveries(name: str, redis: str | None, namespace: str | None, as_json
 
     async def fetch() -> list[UndoneDelivery]:
         async with open_client(redis, namespace) as client:
-            return await _quarantine(client).list(name)
+            return await _chosen(client, (), name)
 
     found = run_async(fetch)
+    if not found:
+        _say_none(name)
     if as_json:
         print_json([_plain(one) for one in found])
         return
-    if not found:
-        click.echo("no deliveries are quarantined", err=True)
     from streamflow.screen.sanitize import safe
 
     for one in found:
@@ -355,7 +358,7 @@ def show_delivery(delivery: str, redis: str | None, namespace: str | None, as_js
     from streamflow.screen.sanitize import safe
 
     lines = [("trigger", one.trigger), ("delivery", one.delivery_id), ("since", f"{one.at:%Y-%m-%d %H:%M:%S}")]
-    lines += [("reason", one.reason), ("size", f"{one.size:,} bytes")]
+    lines += [("reason", one.reason), ("size", plural(one.size, "byte"))]
     lines += [(f"header {name}", value) for name, value in one.received.headers.items()]
     for label, text in [*lines, ("body", one.body.decode(errors="replace"))]:
         click.echo(f"{label:<10}{safe(text, 4000)}")
@@ -390,13 +393,11 @@ def redrive(
 
     async def work() -> list[dict[str, Any]]:
         async with open_client(redis, namespace) as client:
-            quarantine = _quarantine(client)
-            return [
-                await _redriven(app, client, quarantine, one) for one in await _chosen(quarantine, deliveries, name)
-            ]
+            chosen = await _chosen(client, deliveries, name, app.triggers)
+            return [await _redriven(app, client, _quarantine(client), one) for one in chosen]
 
     done = run_async(work)
-    _print_done(done, as_json)
+    _print_done(done, as_json, name)
     return 0 if all(one["outcome"] == "redriven" for one in done) else 1
 
 
@@ -428,14 +429,13 @@ def drop(
 
     async def work() -> list[dict[str, Any]]:
         async with open_client(redis, namespace) as client:
-            quarantine = _quarantine(client)
             done: list[dict[str, Any]] = []
-            for one in await _chosen(quarantine, deliveries, name):
-                await quarantine.drop(one.id)
+            for one in await _chosen(client, deliveries, name):
+                await _quarantine(client).drop(one.id)
                 done.append({"id": one.id, "outcome": "dropped"})
             return done
 
-    _print_done(run_async(work), as_json)
+    _print_done(run_async(work), as_json, name)
 
 
 def _quarantine(client: Client) -> DeliveryQuarantine:
@@ -444,10 +444,27 @@ def _quarantine(client: Client) -> DeliveryQuarantine:
     return DeliveryQuarantine(client)
 
 
-async def _chosen(quarantine: DeliveryQuarantine, ids: tuple[str, ...], name: str) -> list[UndoneDelivery]:
-    if not ids:
-        return await quarantine.list(name)
-    return [_found(await quarantine.find(one), one) for one in ids]
+async def _chosen(client: Client, ids: tuple[str, ...], name: str, of_app: Iterable[str] = ()) -> list[UndoneDelivery]:
+    """Those that are named, or all, or all of a trigger. Raises `UsageError` for a trigger that nobody knows: it is
+    neither of the app, if there is one, nor served, and nothing of it is quarantined."""
+    quarantine = _quarantine(client)
+    if ids:
+        return [_found(await quarantine.find(one), one) for one in ids]
+    every = await quarantine.list()
+    found = [one for one in every if not name or one.trigger == name]
+    if name and not found:
+        from streamflow.suggestions import did_you_mean
+        from streamflow.triggers.reports import read_reports
+
+        known = {*of_app, *(one.trigger for one in every), *(row.served.name for row in await read_reports(client))}
+        if name not in known:
+            names = f"{did_you_mean(name, known) or '.'} Known triggers: {', '.join(sorted(known)) or 'none'}"
+            raise UsageError(f"no process serves trigger {name}, and no delivery of it is quarantined{names}")
+    return found
+
+
+def _say_none(name: str) -> None:
+    click.echo(f"no deliveries {f'of trigger {name} ' if name else ''}are quarantined", err=True)
 
 
 async def _redriven(app: App, client: Client, quarantine: DeliveryQuarantine, one: UndoneDelivery) -> dict[str, Any]:
@@ -486,9 +503,11 @@ def _plain(one: UndoneDelivery) -> dict[str, Any]:
     }
 
 
-def _print_done(done: list[dict[str, Any]], as_json: bool) -> None:
+def _print_done(done: list[dict[str, Any]], as_json: bool, name: str) -> None:
     from streamflow.screen.sanitize import safe
 
+    if not done:
+        _say_none(name)
     if as_json:
         print_json(done)
         return

@@ -13,6 +13,7 @@ from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import print_json
 from streamflow.errors import UsageError
+from streamflow.text import plural
 
 
 @click.command()
@@ -67,9 +68,9 @@ def views(action: str, name: str | None, redis: str | None, namespace: str | Non
         if as_json:
             print_json({"view": name, "shards": parts})
         elif action == "remove":
-            click.echo(f"removed view {name}, which {parts:,} shards had counted")
+            click.echo(f"removed view {name}, which {plural(parts, 'shard')} had counted")
         else:
-            click.echo(f"daemons count view {name} again in {parts:,} shards, from logs, records and archive")
+            click.echo(f"daemons count view {name} again in {plural(parts, 'shard')}, from logs, records and archive")
         return
     entries, shards, members = run_async(rebuild)
     if members:
@@ -77,4 +78,4 @@ def views(action: str, name: str | None, redis: str | None, namespace: str | Non
     if as_json:
         print_json({"entries": entries, "shards": shards})
     else:
-        click.echo(f"counted {entries:,} log entr{'y' if entries == 1 else 'ies'} of {shards:,} shards")
+        click.echo(f"counted {entries:,} log entr{'y' if entries == 1 else 'ies'} of {plural(shards, 'shard')}")

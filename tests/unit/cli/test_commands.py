@@ -168,7 +168,7 @@ def test_completion_knows_the_commands() -> None:
         (["signal"], "say which runs: name a RUN, or give a filter"),
         (["signal", "r1"], "missing NAME: which signal?"),
         (["signal", "--workflow", "w"], "missing NAME: which signal?"),
-        (["signal", "r1", "go", "1", "2"], "signal got 1 arguments too many: 2"),
+        (["signal", "r1", "go", "1", "2"], "signal got 1 argument too many: 2"),
         (["signal", "--workflow", "w", "r1", "go", "1"], "name a RUN, or say with filters which runs"),
         (["signal", "--workflow", "w", "go", "{bad"], "VALUE_JSON is not valid JSON"),
         (["fork", "--status", "failed", "--id", "x"], "--input and --id are for the fork of one RUN"),

@@ -73,7 +73,7 @@ from streamflow.screen.tables import (
     reasons_of,
     runs_table,
 )
-from streamflow.screen.waits import ChildWaits, owner_line, wait_lines, wait_text, waits_text
+from streamflow.screen.waits import ChildWaits, hibernating_wait, owner_line, wait_lines, wait_text, waits_text
 
 NOW = 1_700_000_000_000
 EVIL = "[/] [red]x \x1b[31m \x1b]52;c;aGk=\x07 \x9b2J \u202egnp \n"
@@ -613,6 +613,8 @@ QUEUED = Wait(kind="step", name="render", seq=2, attempt=1, queue="gpu", place=Q
         (Wait(kind="code", why="it diverged"), "other code"),
         (Wait(kind="start"), "a daemon that begins it"),
         (Wait(kind="message"), "a signal or question"),
+        (hibernating_wait(None), "a signal or question"),
+        (hibernating_wait(instant(NOW + 90_000)), "a message, or its timer in 1 m 30 s"),
         (Wait(kind="message", why="17 more"), "17 more"),
     ],
 )
