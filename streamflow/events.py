@@ -84,12 +84,16 @@ class HistoryEvent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 # --- the run itself -------------------------------------------------------------------------------------------------
 
 
+LOST_VERSION = -1
+"""The `version` in the only start that is left of a run whose history is lost (`machine/lost.py`)."""
+
+
 class RunStarted(HistoryEvent, tag="started", frozen=True, gc=False):
     """Fact: the run was started.
 
     `parent` is `<run id>#<seq>@<created>` of the parent, or empty. `version` is the version of the workflow's code that
-    the run keeps. `created` tells this run from others that had its id before: ms, as in its header; 0 if it began
-    under a release that didn't record it.
+    the run keeps; -1 if its history is lost (then `input` is the text that says how). `created` tells this run from
+    others that had its id before: ms, as in its header; 0 if it began under a release that didn't record it.
     """
 
     workflow: str

@@ -16,6 +16,7 @@ from streamflow.client.pipelines import Origin
 from streamflow.client.run import Run
 from streamflow.errors import RunEnded, RunNotFound
 from streamflow.model.record import Header, Status
+from streamflow.model.waits import Wait
 from streamflow.store.namespace import Namespace
 
 
@@ -25,6 +26,7 @@ class Runs(Protocol):
     def run(self, run_id: str, /) -> Run[Any]: ...
     async def read_namespace(self) -> Namespace: ...
     async def _header(self, run_id: str, created: int) -> tuple[Header, bytes]: ...
+    async def _storage_wait(self, run_id: str) -> tuple[Wait | None, bool]: ...
     async def _forget(self, run_id: str, created: int) -> bool: ...
     async def _purge(self, run_id: str, created: int) -> bool: ...
     async def _restore(self, run_id: str, created: int) -> Run[Any]: ...
@@ -44,6 +46,8 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, tag_field="action"):
     """What is said of the runs that it was done to, in front of their number: `retried`."""
     archived: ClassVar[bool] = False
     """Whether it is for runs in the archive, rather than for those on the server."""
+    may_be_delayed: ClassVar[bool] = False
+    """Whether storage that a run waits for may delay it: then `delayed` gives the reason."""
     posts: ClassVar[bool] = False
     """Whether all of it is one message to the run, which could come twice."""
 
@@ -78,6 +82,11 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, tag_field="action"):
         """The same for `--json`."""
         raise NotImplementedError
 
+    def delayed(self, run_id: str, wait: Wait | None, *, hibernates: bool) -> str:
+        """Why it takes effect only later, in a sentence; empty if it doesn't. `wait`: what the run waits for in
+        storage."""
+        return ""
+
     def is_moot(self, error: Exception) -> bool:
         """Whether `do` was refused because there is nothing to do: it was done before, or the run isn't such a one."""
         return isinstance(error, RunEnded | RunNotFound)
@@ -85,3 +94,13 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, tag_field="action"):
     def took_effect(self, status: Status | None) -> bool:
         """Whether the run's status, as read after it was done (None: there is no run), shows it."""
         return True
+
+
+def why_of(wait: Wait | None) -> str:
+    """Why storage hasn't given it, behind what it is."""
+    return "" if wait is None or not wait.why else f" ({wait.why})"
+
+
+def read_first(wait: Wait | None) -> str:
+    """Of a run that hibernates."""
+    return f"it hibernates, so it is read from storage first{why_of(wait)}; `streamflow show` says if that doesn't work"

@@ -3,9 +3,13 @@
 Owns: the order of these. Must not: know a single action, ask anybody. Called by: the commands.
 """
 
+# It is the other half of the client's interface for this.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -27,13 +31,15 @@ class ReadOnly(UsageError):
 
 class Outcome(msgspec.Struct, frozen=True):
     """The result of an action. `text`: what has been done; `value`: what the run's owner answered. `run`: as it was
-    read back after it, None if it wasn't, or if there is no such run any more; `took_effect`: whether that shows it."""
+    read back after it, None if it wasn't, or if there is no such run any more; `took_effect`: whether that shows it.
+    `delayed`: why it takes effect only later, a part of `text`; empty if it doesn't."""
 
     run_id: str
     text: str
     value: Any = None
     run: RunDescription | None = None
     took_effect: bool = False
+    delayed: str = ""
 
 
 async def perform(
@@ -62,6 +68,11 @@ async def perform(
         raise
     audit(action, namespace, run_id, by, "done")
     outcome = Outcome(run_id, action.did(run_id, value), value)
+    if action.may_be_delayed:
+        with contextlib.suppress(StreamflowError):  # it is only a remark
+            wait, hibernates = await client._storage_wait(run_id)
+            if delayed := action.delayed(run_id, wait, hibernates=hibernates):
+                outcome = Outcome(run_id, f"{outcome.text}\n{delayed}", value, delayed=delayed)
     if read_back is None:
         return outcome
     deadline, pause = time.monotonic() + read_back, FIRST_PAUSE

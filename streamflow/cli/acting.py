@@ -144,7 +144,8 @@ def act(
     with auditing(choice.audit_log):
         outcome = run_async(do)
     if choice.as_json:
-        print_json(action.plain(outcome.run_id, outcome.value))
+        plain = action.plain(outcome.run_id, outcome.value)
+        print_json({**plain, "delayed": outcome.delayed} if outcome.delayed else plain)
     else:
         click.echo(outcome.text)
     return 0

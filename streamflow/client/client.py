@@ -916,6 +916,16 @@ class Client:
         text = f"run {run_id} is in the archive, and not on the server: `streamflow restore {run_id}` puts it back"
         return RunNotFound(f"{text}{but}", run_id)
 
+    async def _storage_wait(self, run_id: str) -> tuple[Wait | None, bool]:
+        """What an open run waits for in storage, as its daemon has said last, and whether it hibernates. Nothing is
+        read there."""
+        shard = (await self.read_namespace()).shard_of(run_id)
+        line, _ = await self._batcher.peek(shard, run_id)
+        if not line or not (header := decode_header(line)).is_open:
+            return None, False
+        _, located = await self._listings.waits.locate(shard, run_id, header, [])
+        return next((wait for wait in located if wait.kind == "storage"), None), is_asleep(line)
+
     async def pause_queue(self, queue: str, *, reason: str = "", by: str = "") -> Pause | None:
         """Have workers take nothing more from a queue, within a heartbeat. Attempts that they have go on, and end.
 

@@ -821,7 +821,7 @@ class ShardBatch:
             if size > SMALL:
                 writes = len(effects.outbox) + len(attempts) + len(puts)
                 self._check_size(run_id, size, writes, effects)
-            if self.payloads is not None and 0 < self.payloads.limit <= size:
+            if self.payloads is not None and 0 < self.payloads.limit <= size and run_id not in shard.without_storage:
                 data, attempts, outbox, puts = self._cut(work, data, attempts, outbox, puts)
                 written = len(data) + len(state)
                 size = written + sum(len(body) for _, body in attempts) + sum(len(put.value) for put in puts)

@@ -7,6 +7,7 @@ reduced; before it collects a batch), the daemon (suppliers; what its heartbeat 
     a supplier says that a run needs something   -> its work leaves the batch, for `OwnedShard.put_off`
     what comes for the run meanwhile             -> waits behind that (`keep_back`)
     storage has given it                         -> the work goes to `OwnedShard.returned`, and into the next batch
+    somebody terminates the run                  -> it goes there at once, without what storage hasn't given
 
 Nothing is acknowledged meanwhile: messages are in the inbox, due times on the agenda, running steps in the takeover's
 lists. So a shard that is dropped or handed over leaves its put-off runs to the next owner, which asks storage itself.
@@ -14,6 +15,9 @@ Outcomes of steps, which are only here, are handed over with all others (`OwnedS
 
 Storage that fails is asked again, after pauses that grow, for as long as it takes. What it has and isn't what was
 stored (`ArchiveDamaged`) parks the run instead: asking again doesn't help, and a retry tries it again.
+
+A terminate needs no code of the run, so it doesn't wait: the run is parked, as one whose code can't be run, and what
+has come for it is recorded as it is, in its order, up to the terminate, which ends it.
 
 Above `MOST_BYTES` messages are forgotten, and read again from the inbox when it is their run's turn.
 """
@@ -34,7 +38,7 @@ from streamflow.errors import ArchiveDamaged, StoreError
 from streamflow.machine.sealed import hide, one_seal
 from streamflow.machine.transition import Due, Outcome
 from streamflow.store.kernel import Kernel, StreamEntry
-from streamflow.wire import InboxMessage, StorageWait, stream_order
+from streamflow.wire import BadMessage, InboxMessage, StorageWait, decode_message, stream_order
 
 _log = logging.getLogger("streamflow.storage")
 
@@ -66,10 +70,12 @@ Fetch = Callable[[], Awaitable[dict[Any, Any]]]
 
 class Need(NamedTuple):
     """What a run waits for. `what`: in words, behind "waits for". `fetch` gives what a supplier finds later in
-    `RunWork.found`; it raises `ArchiveDamaged` if asking again doesn't help."""
+    `RunWork.found`; it raises `ArchiveDamaged` if asking again doesn't help. `ends`: called in its place when the run
+    is terminated; without it the run has a record on the server, and is ended with that alone."""
 
     what: str
     fetch: Fetch
+    ends: Fetch | None = None
 
 
 class Supplier(Protocol):
@@ -102,7 +108,7 @@ class RunsPutOff:
         self._wake = wake
         self._drop = drop
         self._all: dict[tuple[int, str], tuple[OwnedShard, PutOffRun]] = {}
-        self._tasks: dict[asyncio.Task[None], OwnedShard] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[OwnedShard, PutOffRun]] = {}
         self._unasked: list[tuple[OwnedShard, str, PutOffRun, Fetch | None]] = []
         self._room = asyncio.Semaphore(AT_ONCE)
         self.bytes = 0
@@ -121,7 +127,7 @@ class RunsPutOff:
         """The record of a run that is to be loaded, with what suppliers add to it; None: the run is put off. `batch`:
         the work of its batch, by run."""
         work = batch[run_id]
-        for supplier in self.suppliers:
+        for supplier in self.suppliers if run_id not in shard.without_storage else ():
             answer = supplier.record(shard, run_id, work, record)
             if isinstance(answer, Need):
                 self.put_off(shard, run_id, batch.pop(run_id), answer)
@@ -135,7 +141,7 @@ class RunsPutOff:
         results_matter = any(supplier.looks_at_results for supplier in self.suppliers)
         for run_id in [run_id for run_id, work in batch.items() if work.messages or results_matter]:
             work = batch[run_id]
-            for supplier in self.suppliers:
+            for supplier in self.suppliers if run_id not in shard.without_storage else ():
                 try:
                     need = supplier.inputs(shard, run_id, work)
                 except Exception as error:  # whatever somebody has sent is the trouble of this run
@@ -149,12 +155,15 @@ class RunsPutOff:
     def put_off(self, shard: OwnedShard, run_id: str, work: RunWork, need: Need) -> None:
         """Keep the run's work, which is in no batch any more, until storage has what it needs."""
         work.loaded = False
-        self._begin(shard, run_id, PutOffRun(work, need.what, time.monotonic()), need.fetch)
+        entry = PutOffRun(work, need.what, time.monotonic(), ends=need.ends)
+        entry.terminated = _is_terminated(work.messages)
+        self._begin(shard, run_id, entry, need.fetch)
 
     def _begin(self, shard: OwnedShard, run_id: str, entry: PutOffRun, fetch: Fetch | None) -> None:
         earlier = shard.put_off.get(run_id)
         if earlier is not None:  # what has come behind it since it was returned: see `_return`
             self.bytes -= earlier.size
+            entry.terminated = entry.terminated or earlier.terminated
             entry.later.messages = earlier.work.messages + earlier.later.messages
             entry.later.inputs = earlier.work.inputs + earlier.later.inputs
             entry.spilled, entry.spilled_to = earlier.spilled, earlier.spilled_to
@@ -170,13 +179,45 @@ class RunsPutOff:
     def ask(self) -> None:
         """Ask storage for what runs wait for that were put off since the last call. Not while code of runs is sealed
         off: no task can be made there."""
-        for shard, run_id, entry, fetch in self._unasked:
-            if shard.put_off.get(run_id) is entry:
-                task = asyncio.create_task(self._wait(shard, run_id, entry, fetch))
-                hide(task)
-                self._tasks[task] = shard
-                task.add_done_callback(self._tasks.pop)
-        self._unasked.clear()
+        unasked, self._unasked = self._unasked, []
+        for shard, run_id, entry, fetch in unasked:
+            if shard.put_off.get(run_id) is not entry:
+                continue
+            if entry.terminated and fetch is not None:
+                if entry.ends is None:
+                    self._end_without(shard, run_id, entry)
+                    continue
+                fetch = entry.ends
+            task = asyncio.create_task(self._wait(shard, run_id, entry, fetch))
+            hide(task)
+            self._tasks[task] = shard, entry
+            task.add_done_callback(self._tasks.pop)
+
+    # --- terminated ---------------------------------------------------------------------------------------------------
+
+    def _terminate(self, shard: OwnedShard, run_id: str, entry: PutOffRun) -> None:
+        """Somebody has terminated a run that waits: don't wait for what only its code needs."""
+        entry.terminated = True
+        if entry.reads_again:  # it has what storage had, and the request has its turn
+            return
+        for task in [task for task, (_, of) in self._tasks.items() if of is entry]:
+            self._tasks.pop(task)
+            task.remove_done_callback(self._tasks.pop)
+            task.cancel()
+        if entry.ends is None:
+            self._end_without(shard, run_id, entry)
+        else:
+            self._unasked.append((shard, run_id, entry, entry.ends))
+            self.ask()
+
+    def _end_without(self, shard: OwnedShard, run_id: str, entry: PutOffRun) -> None:
+        shard.without_storage.add(run_id)
+        if not entry.spilled:  # one transition, so that nobody sees it stuck
+            entry.work.messages += entry.later.messages
+            entry.work.inputs += entry.later.inputs
+            entry.later = RunWork()
+        _park(shard, run_id, f"it was terminated while it waited for {entry.what}, and ends without", logging.WARNING)
+        self._return(shard, run_id, entry)
 
     # --- what comes meanwhile -----------------------------------------------------------------------------------------
 
@@ -194,8 +235,11 @@ class RunsPutOff:
         if not any(message.run_id in waiting for message in shard.inbox):
             return
         kept: list[InboxMessage] = []
+        terminated: dict[str, PutOffRun] = {}
         for message in shard.inbox:
             entry = waiting.get(message.run_id) if message.is_for_run else None
+            if entry is not None and not entry.terminated and _is_terminate(message):
+                terminated[message.run_id] = entry
             if entry is None:
                 kept.append(message)
             elif entry.spilled and stream_order(message.id) < stream_order(entry.spilled):  # given back by a batch
@@ -211,6 +255,8 @@ class RunsPutOff:
                 self._count(entry, [message])
         shard.inbox.clear()
         shard.inbox.extend(kept)
+        for run_id, entry in terminated.items():
+            self._terminate(shard, run_id, entry)
 
     @staticmethod
     def _put_off_due(shard: OwnedShard, run_id: str) -> None:
@@ -234,8 +280,8 @@ class RunsPutOff:
                 await self._read_again(shard, run_id, entry)
             else:
                 await self._fetch(shard, run_id, entry, fetch)
-        except asyncio.CancelledError:  # by `dropped`, or by user code that cancels all tasks that it finds
-            if not shard.dropped:
+        except asyncio.CancelledError:  # by `dropped` or `_terminate`, or by user code that cancels all tasks it finds
+            if not shard.dropped and asyncio.current_task() in self._tasks:
                 self._drop(shard)
             raise
         except Exception:
@@ -337,7 +383,7 @@ class RunsPutOff:
 
     def dropped(self, shard: OwnedShard) -> None:
         """The shard is another daemon's, or is read again: what it has put off comes again with all else."""
-        for task in [task for task, of in self._tasks.items() if of is shard]:
+        for task in [task for task, (of, _) in self._tasks.items() if of is shard]:
             task.cancel()
         for run_id, entry in shard.put_off.items():
             self.bytes -= entry.size
@@ -382,9 +428,29 @@ def take_returned(shard: OwnedShard, work: dict[str, RunWork], most: int) -> Ite
         yield run_id
 
 
-def _park(shard: OwnedShard, run_id: str, reason: str) -> None:
+def _is_terminate(message: InboxMessage) -> bool:
+    if message.kind != "terminate":
+        return False
+    try:
+        decode_message(message, None)
+    except BadMessage:  # it is quarantined
+        return False
+    return True
+
+
+def _is_terminated(messages: list[InboxMessage]) -> bool:
+    """Whether these, in their order, terminate the run: not what was for an earlier one of its id."""
+    for message in reversed(messages):
+        if message.kind == "start":
+            return False
+        if _is_terminate(message):
+            return True
+    return False
+
+
+def _park(shard: OwnedShard, run_id: str, reason: str, level: int = logging.ERROR) -> None:
     """Of one in memory the code isn't run either: it is read again, as every run that is parked."""
-    _log.error("run %s is parked, what storage has of it can't be used: %s", run_id, reason)
+    _log.log(level, "run %s of shard %d is parked, without what storage should have: %s", run_id, shard.number, reason)
     shard.parked[run_id] = reason
     live = shard.live.pop(run_id, None)
     if live is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -112,6 +112,10 @@ class PutOffRun(msgspec.Struct):
     """...the last."""
     reads_again: bool = False
     """It waits only for these."""
+    ends: Callable[[], Awaitable[dict[Any, Any]]] | None = None
+    """`put_off.Need.ends`."""
+    terminated: bool = False
+    """Somebody has terminated it meanwhile, or before."""
 
 
 class StepRecord:
@@ -245,6 +249,8 @@ class OwnedShard:
         """Runs that wait for storage (`put_off.py`), and..."""
         self.returned: dict[str, PutOffRun] = {}
         """...those that it has answered, until the next batch."""
+        self.without_storage: set[str] = set()
+        """Runs that were terminated while they waited for it: nothing is fetched or stored for them any more."""
         self.postponed: set[str] = set()
         """Runs that wait for storage, and whose due times the next commit puts off."""
         self.aside: dict[str, RunWork] = {}
@@ -327,6 +333,7 @@ class OwnedShard:
         self.killers.discard(run_id)
         self.suspect.discard(run_id)
         self.orphans.discard(run_id)
+        self.without_storage.discard(run_id)
 
     @property
     def is_going(self) -> bool:

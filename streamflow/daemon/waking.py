@@ -7,11 +7,13 @@ that is due), the daemon (runs the loop, says what waits in its heartbeat).
     a message, an outcome of a child    the run is put off (`put_off.py`) until `wake` has put it back
     a due time                          the agenda has one entry for each bucket: all of it that is due is put back, and
                                         then stands on the agenda itself
+    a terminate                         as a message; if storage answers that it has no whole object of the run,
+                                        it comes back with nothing but the note that its history is lost, and ends
 
 Runs that are due at the same time are put back `AT_ONCE` at a time, those that are due first before the others, buckets
 in the order in which they became due. What fails is tried again, after pauses that grow, for as long as it takes, and
-holds up nothing but itself: nothing of a run that sleeps is ever given up. A daemon that dies here leaves each run
-either asleep or awake, never both.
+holds up nothing but itself: nothing of a run that sleeps is ever given up, unless somebody has terminated it. A daemon
+that dies here leaves each run either asleep or awake, never both.
 """
 
 from __future__ import annotations
@@ -27,16 +29,17 @@ import anyio
 from streamflow.daemon.context import Context
 from streamflow.daemon.put_off import FIRST_PAUSE, LONGEST_PAUSE, SHOWN_AFTER, Need
 from streamflow.daemon.shard import OwnedShard
-from streamflow.errors import ArchiveError, StoreError
+from streamflow.errors import ArchiveDamaged, ArchiveError, StoreError
 from streamflow.loops import retry_forever
+from streamflow.machine.lost import is_parent, lost_run, possible_parents
 from streamflow.machine.sealed import hide
+from streamflow.model.record import ParentLink, incarnation_of
 from streamflow.model.sleeping import Sleeper, decode_sleeper
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply
 from streamflow.wire import StorageWait
 
 if TYPE_CHECKING:
-    from streamflow.archive.parked import ParkedRuns
     from streamflow.daemon.owner import Owner
     from streamflow.daemon.parked_objects import ParkedObjects
 
@@ -69,6 +72,7 @@ class Waking:
         self._store = context.store
         self._kernel = context.kernel
         self._clock = context.clock
+        self._namespace = context.namespace
         self._owner = owner
         self._objects = objects
         self._due: dict[tuple[int, str], _Bucket] = {}
@@ -85,7 +89,11 @@ class Waking:
             await self.wake(shard, run_id)
             return {AWAKE: True}
 
-        return Need(WHAT, fetch)
+        async def fetch_or_write_off() -> dict[Any, Any]:
+            await self.wake_or_write_off(shard, run_id)
+            return {AWAKE: True}
+
+        return Need(WHAT, fetch, fetch_or_write_off)
 
     async def wake_all(self, shard: OwnedShard, run_ids: Iterable[str]) -> None:
         """Put those of these runs back that sleep, before the shard is worked for. One that can't be put back now
@@ -105,18 +113,40 @@ class Waking:
     async def wake(self, shard: OwnedShard, run_id: str) -> None:
         """Put a run back, if it sleeps. Raises `StoreError`, and `ArchiveError` with the name of the object if that is
         damaged or missing."""
+        sleeper = await self._find(shard, run_id)
+        if sleeper is not None:
+            try:
+                await self._put_back(shard, run_id, sleeper)
+            except ArchiveDamaged as error:
+                raise ArchiveError(str(error)) from None  # also that is tried again: nothing else has the run
+
+    async def wake_or_write_off(self, shard: OwnedShard, run_id: str) -> None:
+        """`wake` of a run that is to be terminated: if its object is damaged or missing, it comes back without its
+        history. Storage that doesn't answer raises as ever."""
+        sleeper = await self._find(shard, run_id)
+        if sleeper is not None:
+            try:
+                await self._put_back(shard, run_id, sleeper)
+            except ArchiveDamaged as error:
+                await self._restore(shard, run_id, sleeper, await self._write_off(run_id, sleeper, str(error)), {})
+
+    async def _find(self, shard: OwnedShard, run_id: str) -> Sleeper | None:
         line: bytes | None = await self._store.one(Call.plain("HGET", shard.keys.asleep(run_id), run_id))
-        if line is not None:
-            await self._put_back(shard, run_id, _sleeper(run_id, line))
+        return None if line is None else _sleeper(run_id, line)
 
     async def _put_back(self, shard: OwnedShard, run_id: str, sleeper: Sleeper) -> None:
         storage = await self._objects.current()
         if storage is None:
             raise ArchiveError(f"run {run_id} was moved out of memory, and the namespace has no archive any more")
-        run = await self._read(storage, run_id, sleeper)
-        call = self._kernel.wake_run(
-            shard.number, shard.token, run_id, sleeper.line, run.record, list(run.published.items())
-        )
+        run = await storage.get(run_id, sleeper)
+        if await self._restore(shard, run_id, sleeper, run.record, run.published):
+            self._objects.woken(storage.name_of(run_id, sleeper))
+
+    async def _restore(
+        self, shard: OwnedShard, run_id: str, sleeper: Sleeper, record: list[bytes], published: dict[str, bytes]
+    ) -> bool:
+        """Returns whether the run is awake by this."""
+        call = self._kernel.wake_run(shard.number, shard.token, run_id, sleeper.line, record, list(published.items()))
         [answer] = await self._store.send([call], confirmed=True)
         if isinstance(answer, StoreError):
             raise answer
@@ -128,13 +158,21 @@ class Waking:
             shard.asleep -= 1
             self._owner.woken += 1
             shard.hibernate_at = min(shard.hibernate_at, self._clock.now_ms() + self._owner.hibernate_after_ms)
-            self._objects.woken(storage.name_of(run_id, sleeper))
+            return True
+        return False
 
-    async def _read(self, storage: ParkedRuns, run_id: str, sleeper: Sleeper) -> Any:
-        try:
-            return await storage.get(run_id, sleeper)
-        except ArchiveError as error:
-            raise ArchiveError(str(error)) from None  # also what is damaged is tried again: nothing else has the run
+    async def _write_off(self, run_id: str, sleeper: Sleeper, why: str) -> list[bytes]:
+        """What is put back of a run whose object is lost. Raises `StoreError`."""
+        namespace = self._namespace
+        parent: ParentLink | None = None
+        for candidate in possible_parents(run_id, namespace.partition):
+            peek = self._kernel.peek_runs(namespace.shard_of(candidate.run_id), [candidate.run_id], asleep=True)
+            [(header, _)] = await self._store.one(peek)
+            if header and is_parent(link := candidate._replace(created=incarnation_of(header)), sleeper.parent):
+                parent = link
+        lost = lost_run(run_id, sleeper, namespace.partition, parent, why)
+        _log.error("run %s is terminated, and comes back without its history: %s", run_id, lost.why)
+        return lost.record
 
     # --- because it is due --------------------------------------------------------------------------------------------
 

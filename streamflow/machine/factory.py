@@ -20,6 +20,7 @@ from streamflow.events import (
     last_paused,
     last_stuck,
 )
+from streamflow.machine.lost import lost_history
 from streamflow.machine.open_work import NOT_STUCK, Stuck, Trace
 from streamflow.machine.reducer import ReducerMachine
 from streamflow.machine.replay import WorkflowMachine
@@ -103,6 +104,8 @@ def rehydrating(
     if fork is not None and isinstance(machine, ReducerMachine):
         machine = WorkflowMachine(app, partition, run_id, header.workflow)
         machine.reason = f"{header.workflow} is a reducer by now, and run {fork.of} was a workflow's"
+    if lost := lost_history(transitions if fork is None else fork.history):
+        machine.reason, pause = lost, None
     _stop(machine, reason, pause)
     machine.be_traced(trace)
     machine.tenant = header.tenant

@@ -24,6 +24,7 @@ from streamflow import errors, events
 from streamflow.errors import ContinueAs, Failure, PayloadInvalid, PayloadTooLarge, UsageError
 from streamflow.events import (
     ENDINGS,
+    LOST_VERSION,
     NOTHING,
     AskAnswered,
     AskReceived,
@@ -825,7 +826,10 @@ class RunMachine(OwnTimes):
     def _cancel_requested(self, event: CancelRequested) -> None:
         """End at once, or let the code clean up; if it has ended, cancel the children that the run waits for."""
         if event.terminate or self.reason:
-            self._end_now(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, event.reason))
+            reason = event.reason
+            if self.version == LOST_VERSION:
+                reason = recordable(f"{reason}; {self.reason}" if reason else self.reason)
+            self._end_now(events.RunCancelled(self.workflow, self.tenant, self.at - self.started, reason))
         elif self.ending is None:
             self._cancel(event)
         else:

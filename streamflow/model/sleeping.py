@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 UNKNOWN_WORKFLOW = "-"
 """In the place of a workflow's name that is too long for that line."""
+NO_PARENT = "-"
 ASLEEP = b"asleep"
 """The third word of the header that stands for such a run, in the place of the last commit's id."""
 
 
 class Sleeper(NamedTuple):
     """`created`: ms; `due`: ms, 0 for none; `random`: of its object's name; `workflow`: empty if its name is long.
-    `line`: the whole, as it is."""
+    `line`: the whole, as it is; `parent`: a digest of the parent's link, or `NO_PARENT`."""
 
     created: int
     version: int
@@ -24,6 +25,7 @@ class Sleeper(NamedTuple):
     random: str
     workflow: str
     line: bytes
+    parent: str = NO_PARENT
 
     @property
     def header(self) -> bytes:
@@ -33,9 +35,10 @@ class Sleeper(NamedTuple):
 
 def decode_sleeper(line: bytes) -> Sleeper:
     """Raises `ValueError` for what somebody else has written there."""
-    created, version, due, random, _, workflow = line.decode().split(" ")
+    created, version, due, random, parent, workflow = line.decode().split(" ")
     at = 0 if due == "-" else int(float(due))
-    return Sleeper(int(created), int(version), at, random, "" if workflow == UNKNOWN_WORKFLOW else workflow, line)
+    name = "" if workflow == UNKNOWN_WORKFLOW else workflow
+    return Sleeper(int(created), int(version), at, random, name, line, parent)
 
 
 def is_asleep(header: bytes) -> bool:

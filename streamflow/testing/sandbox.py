@@ -859,6 +859,9 @@ class Sandbox:
             self.world.forget(run_id)
         return record is not None or removed > 0
 
+    async def _storage_wait(self, run_id: str) -> tuple[Wait | None, bool]:
+        return None, False
+
     async def _purge(self, run_id: str, created: int) -> bool:
         self._needed_archive()
         if self._ended_record(run_id, created, "archived") is None:

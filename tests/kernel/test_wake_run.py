@@ -6,8 +6,11 @@ import msgspec
 import pytest
 
 from streamflow.errors import StoreError
+from streamflow.machine.lost import is_parent, lost_run
 from streamflow.model.attributes import value_text
-from streamflow.model.record import decode_header
+from streamflow.model.record import ParentLink, decode_header
+from streamflow.model.sharding import Partition
+from streamflow.model.sleeping import decode_sleeper
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply
 from streamflow.store.keys import bucket_of
@@ -117,3 +120,20 @@ async def test_the_record_of_another_state_is_refused(shard: Shard) -> None:
 async def test_wrong_types_leave_nothing_half_written(shard: Shard) -> None:
     record = await sleeping(shard)
     await shard.assert_wrong_types_leave_nothing_half_written(await waking(shard, "r1", record))
+
+
+async def test_a_lost_child_is_known_as_its_parents_by_the_digest(shard: Shard) -> None:
+    """What is put back of it has only what its line and its id say (`machine/lost.py`)."""
+    link = ParentLink("invoice-17", 3, NOW - 5)
+    await waiting(shard)
+    header = msgspec.structs.replace(decode_header(await shard.header("r1")), parent=str(link))
+    await shard.plain("LSET", shard.keys.run("r1"), 0, header.encode())
+    await shard.do(await moving(shard, "r1"))
+    line = await shard.plain("HGET", shard.keys.asleep("r1"), "r1")
+    sleeper = decode_sleeper(line)
+    assert is_parent(link, sleeper.parent)
+    assert not is_parent(link._replace(created=NOW), sleeper.parent)
+    lost = lost_run("r1", sleeper, Partition.RUN, link, "it is gone")
+    assert await shard.do(shard.kernel.wake_run(0, shard.token, "r1", line, lost.record, [])) == (Reply.OK, b"")
+    assert await shard.record("r1") == lost.record
+    assert decode_header(lost.record[0]).parent == str(link)

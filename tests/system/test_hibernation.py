@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow.actions import Terminate, perform
 from streamflow.archive.storage import Files
 from streamflow.client.histories import read_history, replay
 from streamflow.daemon import parked_objects, put_off, waking
 from streamflow.daemon.daemon import Daemon
 from streamflow.errors import ArchiveError
 from streamflow.store.connection import Call
-from tests.support.waiting import until
+from tests.support.waiting import child_of, until
 from tests.system.conftest import Serve
 
 pytestmark = pytest.mark.anyio
@@ -24,8 +25,12 @@ pytestmark = pytest.mark.anyio
 app = sf.App()
 
 
+CHARGED: list[int] = []
+
+
 @app.step
 async def charge(amount: int) -> int:
+    CHARGED.append(amount)
     return amount
 
 
@@ -71,7 +76,7 @@ async def reminder(seconds: float) -> str:
 
 @app.workflow
 async def parent(name: str) -> str:
-    return f"parent of: {await order.options(id=name)(7)}"
+    return f"parent of: {await (order.options(id=name) if name else order)(7)}"
 
 
 @app.workflow
@@ -356,6 +361,109 @@ async def test_an_object_that_is_not_whole_is_named_and_nothing_is_lost(
             await run.history()
         path.write_bytes(whole)
         assert await run.result(20) == "1 approved by ann"
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+async def test_a_terminate_ends_a_run_whose_object_is_lost(serve: Serve, tmp_path: Path, damage: str) -> None:
+    async with serve(app, hibernate_after=AFTER, archive=url(tmp_path)) as (client, daemon):
+        CHARGED.clear()
+        run = await client.start(order, 1, id="o1")
+        await waits(client, run)
+        await moved_out(daemon)
+        [path] = objects(tmp_path)
+        if damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-3] + b"xyz")
+        await run.signal("approve", "ann")
+        await until(lambda: _says(daemon, path.name))
+        await run.terminate("its history is gone")
+        with pytest.raises(sf.RunCancelled, match=f"its history is gone; its history is lost: .*{damage}"):
+            await run.result(20)
+        found = await run.describe()
+        assert (found.status, found.workflow, found.hibernating) == ("cancelled", "order", None)
+        assert [one.id for one in await client.runs(status="cancelled", workflow="order")] == ["o1"]
+        assert await sleeping(daemon) == 0
+        shard = daemon.owner.shards[(await client.read_namespace()).shard_of("o1")]
+        counts = shard.views.partials["runs"].workflows["order"]
+        assert (counts.running, counts.stuck, counts.cancelled) == (0, 0, 1)
+        assert CHARGED == [1], "no step ran again"
+        again = await client.start(order, 2, id="o1", on_existing="new")
+        await waits(client, again)
+        await again.signal("approve", "lee")
+        assert await again.result(20) == "2 approved by lee"
+
+
+async def _says(daemon: Daemon, name: str) -> bool:
+    count, found = daemon.owner.put_off.waits()
+    return count == 1 and name in found[0].error
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_the_parent_of_a_lost_child_is_told_if_the_id_says_who_it_is(
+    serve: Serve, tmp_path: Path, told: bool
+) -> None:
+    async with serve(app, hibernate_after=AFTER, archive=url(tmp_path)) as (client, daemon):
+        run = await client.start(parent, "" if told else "c1", id="p1")
+        child = client.run(await child_of(client, "p1", 1))
+        await waits(client, child)
+        await waits(client, run)
+        await moved_out(daemon, 2)
+        for path in objects(tmp_path):
+            if child.id.replace("~", "=7E") in path.name:
+                path.unlink()
+        await child.terminate()
+        if told:
+            with pytest.raises(sf.RunFailed, match="its history is lost"):
+                await run.result(20)
+        with pytest.raises(sf.RunCancelled) as raised:
+            await child.result(20)
+        assert ("its parent gets no outcome" in str(raised.value)) == (not told)
+        assert (await run.describe()).status == ("failed" if told else "running")
+
+
+async def test_storage_that_is_away_loses_no_run_that_is_terminated(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(app, hibernate_after=AFTER, archive=url(tmp_path)) as (client, daemon):
+        run = await client.start(order, 1, id="o1")
+        await waits(client, run)
+        await moved_out(daemon)
+        monkeypatch.setattr(Files, "get", _away)
+        done = await perform(client, Terminate(), "o1")
+        assert "it hibernates" in done.text
+        await until(lambda: _says(daemon, "the bucket is away"))
+        assert await sleeping(daemon) == 1
+        monkeypatch.undo()
+        with pytest.raises(sf.RunCancelled):
+            await run.result(20)
+        names = [type(event).__name__ async for _, event in run.events()]
+        assert "StepCompleted" in names, "with its history"
+
+
+async def test_a_lost_run_stays_without_code_whenever_its_daemon_dies(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is back without its history, and its signal is recorded; who comes next doesn't begin it again."""
+    async with serve(app, crash=True, hibernate_after=AFTER, archive=url(tmp_path)) as (client, daemon):
+        run = await client.start(order, 1, id="o1")
+        await waits(client, run)
+        await moved_out(daemon)
+        objects(tmp_path)[0].unlink()
+        await run.signal("approve", "ann")
+        await until(lambda: _says(daemon, "is missing"))
+        CHARGED.clear()
+        [shard] = [shard for shard in daemon.owner.shards.values() if shard.put_off]
+        await daemon.waking.wake_or_write_off(shard, "o1")  # and the terminate was lost
+    async with serve(app) as (client, daemon):
+        await until(lambda: _has_status(run, "stuck"))
+        assert "its history is lost" in (await run.describe()).reason
+        with pytest.raises(sf.NotRetried, match="its history is lost"):
+            await run.retry()
+        await run.terminate()
+        with pytest.raises(sf.RunCancelled, match="its history is lost"):
+            await run.result(20)
+        assert CHARGED == []
 
 
 async def test_a_write_that_fails_leaves_the_run_where_it_is(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import streamflow as sf
+from streamflow.actions import Cancel, perform
 from streamflow.archive.storage import Files
 from streamflow.client.histories import read_history, replay
 from streamflow.daemon import put_off
@@ -192,6 +193,42 @@ async def test_storage_that_is_down_holds_up_those_runs_only(
         assert await run.result(10) == "e" + TEXT
         assert await sent.result(10) == len(TEXT) + 1
         assert await largest_on_server(client, "f") < 2000
+
+
+async def test_a_terminate_ends_what_waits_for_payloads_and_a_cancel_waits(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_off, "LONGEST_PAUSE", 0.02)
+
+    def away(*_: object) -> bytes:
+        raise OSError("the bucket is away")
+
+    async with serve(app, crash=True, **stores(tmp_path)) as (client, _):
+        fetched, cancelled = [await client.start(takes, name + TEXT, id=name) for name in ("fetched", "cancelled")]
+        for run in (fetched, cancelled):
+            await happened(run, sf.events.RunStarted)
+    monkeypatch.setattr(Files, "get", away)
+    monkeypatch.setattr(Files, "put", away)
+    async with serve(app, **stores(tmp_path)) as (client, daemon):
+        stored = await client.start(pipeline, "stored", id="stored")
+
+        async def all_fail() -> bool:
+            entries = {key: entry for shard in daemon.owner.shards.values() for key, entry in shard.put_off.items()}
+            return len(entries) == 3 and all(entry.tries for entry in entries.values())
+
+        await fetched.signal("more", "!")
+        await cancelled.cancel("too late")
+        await until(all_fail)
+        for run in (fetched, stored):
+            await run.terminate("storage is gone")
+            with pytest.raises(sf.RunCancelled, match="storage is gone"):
+                await run.result(10)
+        done = await perform(client, Cancel(), "cancelled")
+        assert "its clean-up code needs that" in done.text
+        assert "the bucket is away" in done.text
+        monkeypatch.undo()
+        with pytest.raises(sf.RunCancelled, match="too late"):
+            await cancelled.result(10)
 
 
 async def test_storage_that_hangs_while_its_daemon_is_killed_loses_nothing(

@@ -50,6 +50,20 @@ async def sleeps(seconds: float) -> str:
     return "awake"
 
 
+HANGS = asyncio.Event()
+
+
+@app.step
+async def hangs() -> None:
+    HANGS.set()
+    await asyncio.Event().wait()
+
+
+@app.workflow
+async def two_steps() -> None:
+    await sf.gather(note("quick"), hangs())
+
+
 class Shelf:
     """A storage that has something of some runs, and gives it when `open`, or fails with `error`."""
 
@@ -265,3 +279,84 @@ async def test_what_a_supplier_can_not_read_parks_its_run_and_no_other(serve: Se
         daemon.owner.put_off.suppliers.remove(shelf)
         await strange.retry()
         assert await strange.result(10) == [7]
+
+
+async def test_a_terminate_ends_a_run_without_what_it_waits_for(serve: Serve) -> None:
+    async with serve(app, shards=1) as (client, daemon):
+        shelf = shelf_of(daemon, "late")
+        late = await client.start(collects, 3, id="late")
+        await is_put_off(daemon, "late")
+        await late.signal("n", 1)
+        await late.terminate("no use")
+        with pytest.raises(sf.RunCancelled, match="no use"):
+            await late.result(10)
+        names = await names_of(late)
+        assert names == [
+            "RunStarted",
+            "RunStuck",
+            "SignalReceived",
+            "RunResumed",
+            "CancelRequested",
+            "RunCancelled",
+        ], "what has come before is recorded, and no code has run"
+        assert not shelf.open.is_set()
+        assert await kept_in_inbox(client) == 0
+        assert daemon.owner.put_off.bytes == 0
+        [shard] = daemon.owner.shards.values()
+        assert (shard.put_off, shard.without_storage, shard.parked) == ({}, set(), {})
+        again = await client.start(collects, 0, id="late", on_existing="new")
+        shelf.open.set()
+        assert await again.result(10) == [], "the next run of its id is an ordinary one"
+
+
+async def test_a_terminate_that_comes_with_the_start_does_not_wait(serve: Serve) -> None:
+    async with serve(app, crash=True, shards=1) as (client, daemon):
+        shelf_of(daemon, "late")
+        late = await client.start(collects, 1, id="late")
+        await is_put_off(daemon, "late")
+    await late.terminate()
+    async with serve(app, shards=1) as (client, daemon):
+        shelf = shelf_of(daemon, "late")
+        with pytest.raises(sf.RunCancelled):
+            await late.result(10)
+        assert not shelf.open.is_set()
+
+
+async def test_a_terminate_ends_a_run_in_memory_whose_step_runs(serve: Serve) -> None:
+    async with serve(app, shards=1) as (client, daemon):
+        outcome = shelf_of(daemon, "both", kind=Outcome)
+        run = await client.start(two_steps, id="both")
+        await is_put_off(daemon, "both")
+        await until(lambda: asyncio.sleep(0, HANGS.is_set()))
+        began = daemon.executor.started
+        await run.terminate()
+        with pytest.raises(sf.RunCancelled):
+            await run.result(10)
+        assert not outcome.open.is_set()
+        assert daemon.executor.started == began, "no attempt has begun twice"
+
+        async def is_stopped() -> bool:
+            return daemon.executor.running == 0
+
+        await until(is_stopped)
+
+
+async def test_a_terminate_ends_a_run_though_messages_are_only_in_the_inbox(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_off, "MOST_BYTES", 2_000)
+    monkeypatch.setattr(put_off, "PORTION", 1_500)
+    async with serve(app, shards=1) as (client, daemon):
+        shelf = shelf_of(daemon, "late")
+        late = await client.start(collects, 40, id="late")
+        await is_put_off(daemon, "late")
+        for n in range(20):
+            await late.signal("n", n)
+        await until(lambda: asyncio.sleep(0, bool(daemon.owner.shards[0].put_off["late"].spilled)))
+        await late.terminate()
+        with pytest.raises(sf.RunCancelled):
+            await late.result(10)
+        assert not shelf.open.is_set()
+        names = await names_of(late)
+        assert names.count("SignalReceived") == 20, "in its turn, behind what came before"
+        assert names[-1] == "RunCancelled"
