@@ -1,16 +1,20 @@
 """Four operations on a storage: put, get, list, remove. Files by the operating system, all else by fsspec.
 
 Owns: that a write counts only when it is durable, that a call waits `TIMEOUT` seconds at most, and that at most
-`AT_ONCE` operations are under way. Must not: know what is stored. Called by: archive.
+`AT_ONCE` operations are under way. Must not: know what is stored. Called by: archive; heartbeats and health
+(`hung_threads`).
 
-Each operation has a thread of its own, since libraries for storages block. A storage that hangs holds at most `AT_ONCE`
-of them, which end with the process: it delays neither the event loop nor its end.
+Each operation has a thread of its own, since libraries for storages block. One that has not returned within the time
+of a call is hung: it is left alone, and another may begin in its place, so that storage which works again is used
+again. At most `MOST_HUNG` are replaced so; with more, calls wait until one of them returns. All end with the process: a
+storage that hangs delays neither the event loop nor its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -23,9 +27,13 @@ from streamflow.errors import ArchiveError, UsageError
 
 T = TypeVar("T")
 
+_log = logging.getLogger("streamflow.archive")
+
 TIMEOUT = 30.0
 """Seconds that one operation may take, with the wait for its turn."""
 AT_ONCE = 16
+MOST_HUNG = 64
+"""Threads of one kind of objects that may hang while others take their places."""
 FILES = "file://"
 EXTRAS = {"s3": "streamflowd[s3]"}
 """What to install for a scheme; for others what fsspec says."""
@@ -184,6 +192,22 @@ def open_storage(url: str) -> Storage:
     return Files(url) if url.startswith(FILES) else Remote(url)
 
 
+_hung = 0
+_counting = threading.Lock()
+
+
+def hung_threads() -> int:
+    """How many threads of this process have not returned from a storage in time."""
+    return _hung
+
+
+class _Call:
+    """One operation in its thread. `is_replaced`: it is hung, and another one may begin in its place."""
+
+    def __init__(self) -> None:
+        self.is_over = self.is_hung = self.is_replaced = False
+
+
 class Threads:
     """Calls of a storage, out of the event loop."""
 
@@ -193,6 +217,8 @@ class Threads:
         self._storage = storage
         self._opening = threading.Lock()
         self._room = asyncio.Semaphore(AT_ONCE)
+        self.hung = 0
+        """Threads of these that have not returned in time."""
 
     async def put(self, name: str, make: Callable[[], bytes]) -> None:
         """`make` is called in the thread, since packing takes time, too."""
@@ -227,29 +253,67 @@ class Threads:
                 return await self._in_thread(operation)
         except TimeoutError:
             reason = f"no answer within {self._timeout:g} s"
+            if self.hung >= MOST_HUNG + AT_ONCE:
+                reason += f", and {self.hung} calls before have not returned: only a restart helps"
             raise ArchiveError(f"in the archive {shown_archive(self._url)} nothing can be {what}: {reason}") from None
 
     async def _in_thread(self, operation: Callable[[Storage], T]) -> T:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
+        call = _Call()
+        over = loop.call_later(self._timeout, self._note_hung, call)
 
         def run() -> None:
+            result: T | None = None
+            error: BaseException | None = None
             try:
                 result = operation(self._opened())
-            except BaseException as error:
-                _tell(loop, self._settle, answer, None, error)
-            else:
-                _tell(loop, self._settle, answer, result, None)
+            except BaseException as raised:
+                error = raised
+            self._note_over(call)
+            _tell(loop, self._settle, call, over, answer, result, error)
 
         try:
             threading.Thread(target=run, name="archive", daemon=True).start()
         except RuntimeError as error:  # the process has no room for another
+            over.cancel()
             self._room.release()
             raise self._refused(error) from None
         return await answer
 
-    def _settle(self, answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-        self._room.release()
+    def _note_hung(self, call: _Call) -> None:
+        """It has not returned in time, whether somebody waits for it or not."""
+        global _hung
+        with _counting:
+            if call.is_over:
+                return
+            call.is_hung, call.is_replaced = True, self.hung < MOST_HUNG
+            self.hung += 1
+            _hung += 1
+        if call.is_replaced:
+            self._room.release()
+        _log.warning(
+            "a call of the archive %s has not returned within %g s, with %d others: %s",
+            shown_archive(self._url),
+            self._timeout,
+            self.hung - 1,
+            "another one takes its place" if call.is_replaced else "no more take their places, only a restart helps",
+        )
+
+    def _note_over(self, call: _Call) -> None:
+        global _hung
+        with _counting:
+            call.is_over = True
+            if call.is_hung:
+                self.hung -= 1
+                _hung -= 1
+
+    def _settle(
+        self, call: _Call, over: asyncio.Handle, answer: asyncio.Future[Any], result: Any, error: BaseException | None
+    ) -> None:
+        over.cancel()
+        if not call.is_replaced:
+            self._room.release()
         if answer.done():  # the caller has given up
             return
         if error is None:

@@ -16,6 +16,7 @@ import time
 
 import anyio
 
+from streamflow.archive.storage import hung_threads
 from streamflow.daemon.admission import Admission
 from streamflow.daemon.clock import DaemonClock, start_clock
 from streamflow.daemon.context import Context
@@ -423,7 +424,7 @@ class Daemon:
             cpu=round(usage.ru_utime + usage.ru_stime, 3),
             draining=self.membership.draining,
             version=__version__,
-            hung=self.executor.hung,
+            hung=self.executor.hung + hung_threads(),
             failing=self.loops.failing,
             clock=self._clock.now_ms(),
             ahead=self._clock.ahead,

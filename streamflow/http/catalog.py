@@ -89,7 +89,10 @@ CHUNKS_MISSED = Metric(
     "Chunks that steps have emitted here and nobody can read: too many at once, or the server was short of memory.",
 )  # fmt: skip
 THREADS_HUNG = Metric(
-    "streamflow_threads_hung", "gauge", "process", "Threads that have not returned from steps that ended long ago."
+    "streamflow_threads_hung",
+    "gauge",
+    "process",
+    "Threads that have not returned: from ended steps, or from storage.",
 )
 
 # --- a daemon ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ worker.
 
 from __future__ import annotations
 
+from streamflow.archive.storage import hung_threads
 from streamflow.http import catalog
 from streamflow.http.figures import Figures
 from streamflow.http.loop_lag import LoopLag
@@ -22,4 +23,4 @@ def add_process_figures(figures: Figures, executor: StepExecutor, loops: Supervi
     if executor.chunks is not None:
         figures.set(catalog.CHUNKS, executor.chunks.stored)
         figures.set(catalog.CHUNKS_MISSED, executor.chunks.missed)
-    figures.set(catalog.THREADS_HUNG, executor.hung)
+    figures.set(catalog.THREADS_HUNG, executor.hung + hung_threads())

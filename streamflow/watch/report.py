@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from streamflow.archive.storage import hung_threads
 from streamflow.health import STALE, Health, HealthFile
 from streamflow.loops import HEARTBEATS, Supervisor
 from streamflow.steps.executor import StepExecutor
@@ -101,6 +102,8 @@ class HealthReport:
             )
         elif executor.hung:
             warnings.append(f"{executor.hung} of the {executor.most_hung} threads hang that may")
+        if hung := hung_threads():
+            warnings.append(f"{hung} threads hang in calls of the archive, others have taken their places")
         return Health(
             kind=self._kind,
             name=self._name,

@@ -397,12 +397,41 @@ async def test_storage_that_hangs_blocks_nobody(serve: Serve, tmp_path: Path, fa
             assert await (await client.start(order, "o2", id="o2")).result(10) == "charged o2", "all else goes on"
             await sweep
             assert "no answer within 0.2 s" in daemon._troubles.current(stops=False)["archive"]
+            await until(lambda: returned(daemon._beat().hung > 0))
             assert not (await run.describe()).archived
         finally:
             goes_on.set()
         failing.fails = lambda _: None
         archive._storage._timeout = 10.0
         await swept(client, daemon)
+        await until(lambda: returned(daemon._beat().hung == 0))
+
+
+async def test_storage_that_works_again_is_used_though_calls_never_return(
+    serve: Serve, tmp_path: Path, failing: Failing
+) -> None:
+    goes_on, hung = threading.Event(), list[str]()
+
+    def hangs(name: str) -> None:
+        hung.append(name)
+        goes_on.wait(60)
+
+    async with serve(app, retention=0.001, archive=url(tmp_path)) as (client, daemon):
+        archive = await daemon.retention._archiving.current()
+        assert archive is not None
+        archive._storage._timeout = 0.2
+        await ended(client, *(f"o{number}" for number in range(storage_module.AT_ONCE)))
+        failing.fails = hangs
+        try:
+            while len(hung) < storage_module.AT_ONCE:
+                await daemon.retention.run_once()
+            failing.fails = lambda _: None
+            archive._storage._timeout = 10.0
+            await swept(client, daemon)
+            assert daemon._beat().hung >= storage_module.AT_ONCE, "and those have not returned"
+            assert len(await client.archived_runs()) == storage_module.AT_ONCE
+        finally:
+            goes_on.set()
 
 
 async def returned(value: bool) -> bool:

@@ -23,6 +23,7 @@ from streamflow.client.run import NumberedRun, Run
 from streamflow.errors import StoreUnavailable
 from streamflow.model.record import Header, Status
 from streamflow.model.sharding import Partition
+from streamflow.model.waits import Wait
 from streamflow.store.namespace import Namespace
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +75,9 @@ class Noting:
         raise NotImplementedError
 
     async def _restore(self, run_id: str, created: int) -> Run[Any]:
+        raise NotImplementedError
+
+    async def _storage_wait(self, run_id: str) -> tuple[Wait | None, bool]:
         raise NotImplementedError
 
     async def _every_archived(self, **filters: Any) -> AsyncGenerator[list[RunSummary]]:

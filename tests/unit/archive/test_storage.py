@@ -14,6 +14,7 @@ from streamflow.archive.archive import Archive, open_archive
 from streamflow.archive.format import ArchivedRun
 from streamflow.archive.storage import Files, Storage, Threads, open_storage
 from streamflow.errors import ArchiveError, UsageError
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -107,33 +108,52 @@ class Hanging:
         raise NotImplementedError
 
 
-async def test_a_storage_that_hangs_costs_time_and_few_threads() -> None:
-    hanging = Hanging()
-    threads = Threads("memory://x", timeout=0.1, storage=hanging)
+async def test_threads_that_hang_are_replaced_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_HUNG", 2 * module.AT_ONCE)
+    hanging, before = Hanging(), module.hung_threads()
+    threads = Threads("memory://x", timeout=0.05, storage=hanging)
+    most = 3 * module.AT_ONCE
     try:
-        calls = [threads.put(f"a{n}", lambda: b"x") for n in range(3 * module.AT_ONCE)]
-        errors = await asyncio.gather(*calls, return_exceptions=True)
-        assert {str(error) for error in errors} == {
-            "in the archive memory://x nothing can be written: no answer within 0.1 s"
-        }
-        assert hanging.most == module.AT_ONCE
-        with pytest.raises(ArchiveError, match="listed: no answer"):
+        errors: set[str] = set()
+        while threads.hung < most:
+            calls = (threads.put(f"a{n}", lambda: b"x") for n in range(module.AT_ONCE))
+            errors |= {str(error) for error in await asyncio.gather(*calls, return_exceptions=True)}
+            if threads.hung < 2 * module.AT_ONCE:
+                threads._timeout = 10.0
+                assert await threads.names("a") == [], "what answers is used meanwhile"
+                threads._timeout = 0.05
+        assert hanging.most == most
+        assert module.hung_threads() - before == most
+        assert "in the archive memory://x nothing can be written: no answer within 0.05 s" in errors
+        with pytest.raises(ArchiveError, match="48 calls before have not returned: only a restart helps"):
             await threads.names("a")
-    finally:
-        hanging.goes_on.set()
-    patient = Threads("memory://x", timeout=10.0, storage=hanging)
-    await patient.put("a", lambda: b"x")
-
-
-async def test_after_a_hang_it_is_used_again() -> None:
-    hanging = Hanging()
-    threads = Threads("memory://x", timeout=0.1, storage=hanging)
-    try:
-        await asyncio.gather(*(threads.put("a", lambda: b"x") for _ in range(module.AT_ONCE)), return_exceptions=True)
+        assert hanging.most == most, "no more than these"
     finally:
         hanging.goes_on.set()
     threads._timeout = 10.0
-    assert await threads.names("a") == []
+    assert await threads.names("a") == [], "it is used again when they have returned"
+    await until_none_hangs(before)
+    assert threads.hung == 0
+
+
+async def until_none_hangs(before: int) -> None:
+    await until(lambda: asyncio.sleep(0, module.hung_threads() == before))
+
+
+async def test_a_thread_hangs_though_its_caller_was_cancelled() -> None:
+    hanging, before = Hanging(), module.hung_threads()
+    threads = Threads("memory://x", timeout=0.2, storage=hanging)
+    try:
+        calls = [asyncio.ensure_future(threads.put(f"a{n}", lambda: b"x")) for n in range(module.AT_ONCE)]
+        await until(lambda: asyncio.sleep(0, hanging.at_once == module.AT_ONCE))
+        for call in calls:
+            call.cancel()
+        await until(lambda: asyncio.sleep(0, threads.hung == module.AT_ONCE))
+        threads._timeout = 10.0
+        assert await threads.names("a") == []
+    finally:
+        hanging.goes_on.set()
+    await until_none_hangs(before)
 
 
 async def test_what_a_library_raises_is_an_archive_error(tmp_path: Path) -> None:
