@@ -327,12 +327,17 @@ async def freeze(
     sample: list[RunSummary] = []
     workflows: set[str] = set()
     try:
-        every = client._every_archived(**filters) if action.archived else client._every(within, **filters)
+        if filters.get("hibernating"):
+            every = client._every_hibernating(workflow=filters.get("workflow"))
+        elif action.archived:
+            every = client._every_archived(**_listed(filters))
+        else:
+            every = client._every(within, **_listed(filters))
         async for runs in every:
             chosen = [run for run in runs if not action.check(run)]
             file.add([Target(run.id, round(run.created.timestamp() * 1000)) for run in chosen])
             sample += chosen[: SAMPLE - len(sample)]
-            workflows.update(run.workflow for run in chosen)
+            workflows.update(run.workflow for run in chosen if run.workflow)
             if on_found is not None:
                 on_found(file.count)
         sample = [await _with_reason(client, run) for run in sample]
@@ -397,6 +402,11 @@ async def bulk(
         frozen.close()
 
 
+def _listed(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that listings have."""
+    return {name: value for name, value in filters.items() if name != "hibernating"}
+
+
 def default_path(action: AnyAction) -> Path:
     return Path(f"streamflow-{action.name}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3] + "Z.jsonl")
 
@@ -407,6 +417,12 @@ def check_filters(action: AnyAction, filters: Mapping[str, Any]) -> frozenset[St
         raise UsageError(f"{action.name} by {', '.join(sorted(unknown))}: the filters are {', '.join(FILTERS)}")
     if not any(filters.values()):
         raise UsageError(f"{action.name} needs a filter: all runs of a namespace are more than anybody means")
+    if filters.get("hibernating"):
+        others = [name for name, value in filters.items() if value and name not in ("hibernating", "workflow")]
+        if others:
+            raise UsageError(f"hibernating goes with workflow only, and not with {', '.join(others)}")
+        if action.archived or Status.RUNNING not in action.statuses:
+            raise UsageError(f"{action.name} is not for runs that hibernate: they are running")
     statuses = OPEN if getattr(action, "step", None) is not None else action.statuses
     status = filters.get("status")
     if status is not None and status not in statuses:

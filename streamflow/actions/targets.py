@@ -47,7 +47,8 @@ OTHER = "other reasons"
 
 
 class RunFilters(TypedDict, total=False):
-    """Those of `Client.runs`, under the same names."""
+    """Those of `Client.runs`, under the same names. `hibernating`: runs that were moved out of the server's memory
+    instead, which the others leave out; only `workflow` goes with it."""
 
     status: Status | str | None
     workflow: str | None
@@ -57,6 +58,7 @@ class RunFilters(TypedDict, total=False):
     since: datetime | str | None
     until: datetime | str | None
     roots: bool
+    hibernating: bool
 
 
 class Head(msgspec.Struct):

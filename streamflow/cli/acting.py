@@ -50,6 +50,8 @@ class Choice:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.filters: dict[str, Any] = options.pop("filters")
+        if options.pop("hibernating"):
+            self.filters["hibernating"] = True
         self.yes: bool = options.pop("yes")
         self.dry_run: bool = options.pop("dry_run")
         self.rate: float | None = options.pop("rate")
@@ -89,6 +91,10 @@ class Choice:
 
 
 _OPTIONS = (
+    click.option(
+        "--hibernating", is_flag=True,
+        help="In bulk: runs that were moved out of the server's memory; of the filters only --workflow goes with it.",
+    ),
     click.option("--yes", is_flag=True, help="In bulk: don't ask."),
     click.option("--dry-run", is_flag=True, help="In bulk: only say which runs, and how many."),
     click.option(
@@ -240,12 +246,24 @@ def _freeze(
                     await warn_of_unknown_workflow(client, choice.filters.get("workflow"))
                 if check is not None:
                     await check(client, bulk.workflows)
+                await _say_who_sleeps(client, action, choice)
             except BaseException:
                 bulk.file.delete()
                 raise
             return bulk
 
     return run_async(freeze)
+
+
+async def _say_who_sleeps(client: Client, action: AnyAction, choice: Choice) -> None:
+    """On stderr, if runs hibernate to which the action applies as well."""
+    if choice.filters.get("hibernating") or action.archived or "running" not in action.statuses:
+        return
+    if not (await client.read_namespace()).archive or choice.filters.get("status") not in (None, "running"):
+        return
+    if asleep := await client.hibernating():
+        text = f"not among them: {plural(asleep, 'hibernating run')} (--hibernating is for those)"
+        click.echo(text, err=True)
 
 
 def _open(name: str, choice: Choice) -> Bulk:
@@ -304,7 +322,7 @@ def _stopping(bulk: Bulk) -> Generator[None]:
 
 def _what(bulk: Bulk) -> str:
     filters = bulk.file.head.filters
-    status = f"{filters['status']} " if filters.get("status") else ""
+    status = f"{filters['status']} " if filters.get("status") else "hibernating " * bool(filters.get("hibernating"))
     count = bulk.file.count
     return f"{plural(count, f'{status}run')}{filter_words(filters)}"
 

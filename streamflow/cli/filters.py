@@ -54,7 +54,8 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def filter_words(filters: dict[str, Any]) -> str:
-    """` of workflow enrich with error 'ConnectTimeout'`: to go behind the number of runs; without the status."""
+    """` of workflow enrich with error 'ConnectTimeout'`: to go behind the number of runs; without what stands
+    in front of them, their status, and that they hibernate."""
     words = ""
     for name, value in filters.items():
         if name in ("workflow", "tenant"):
@@ -65,7 +66,7 @@ def filter_words(filters: dict[str, Any]) -> str:
             words += f" created {name} {value}"
         elif name == "roots":
             words += " that aren't children"
-        elif name != "status":
+        elif name not in ("status", "hibernating"):
             words += f" with {name} {value!r}"
     return words
 

@@ -42,6 +42,7 @@ from streamflow.client.listing import (
     RunSummary,
     WorkflowInfo,
     describe,
+    summary_of_hibernating,
 )
 from streamflow.client.newest import VIEW, Changes, changes_in
 from streamflow.client.paging import Position, cursor_of, instant_ms, is_relative
@@ -858,6 +859,22 @@ class Client:
         """
         namespace = await self.read_namespace()
         return await self._sessions.here().hibernating.page(range(namespace.shards), workflow, limit, after)
+
+    async def _every_hibernating(self, *, workflow: str | None = None) -> AsyncGenerator[list[RunSummary]]:
+        """All runs that were moved out of the server's memory, a bucket at a time. One whose workflow has a name that
+        the server doesn't keep is read from storage, if it matters. Raises `ArchiveError`."""
+        namespace = await self.read_namespace()
+        async with aclosing(self._sessions.here().hibernating.every(range(namespace.shards))) as every:
+            async for _, runs in every:
+                found: list[RunSummary] = []
+                for run in runs:
+                    name = run.workflow
+                    if workflow and not name:
+                        with contextlib.suppress(RunNotFound):  # it was forgotten meanwhile
+                            name = (await self.run(run.id).describe(waits=False)).workflow
+                    if not workflow or name == workflow:
+                        found.append(summary_of_hibernating(run, name))
+                yield found
 
     async def _every_archived(
         self,

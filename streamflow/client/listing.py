@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from streamflow import events
-from streamflow.client.hibernating import HibernatingRuns
+from streamflow.client.hibernating import HibernatingRun, HibernatingRuns
 from streamflow.client.joining import Logged, join_payloads
 from streamflow.client.paging import Cursor, Position, cursor_text
 from streamflow.client.pipelines import Batcher, settled
@@ -163,6 +163,13 @@ class RunPage(list[RunSummary]):
         super().__init__(runs)
         self.after = after
         self.looked_at = looked_at
+
+
+def summary_of_hibernating(run: HibernatingRun, workflow: str) -> RunSummary:
+    """With what the server has of it."""
+    return RunSummary(
+        id=run.id, status=Status.RUNNING, workflow=workflow, tenant="", created=run.created, ended=None, parent=None
+    )
 
 
 _CHILD = re.compile(r"(?:\.[0-9]+)+~[a-z2-7]{13}$")

@@ -878,6 +878,10 @@ class Sandbox:
             raise RunConflict(f"the id {run_id} belongs to another run by now: forget that one first", run_id)
         return SandboxRun(self, run_id, None, False, Declared(), found.created)
 
+    async def _every_hibernating(self, *, workflow: str | None = None) -> AsyncGenerator[list[RunSummary]]:
+        """None: in a sandbox no run hibernates."""
+        yield []
+
     async def _every_archived(
         self,
         *,

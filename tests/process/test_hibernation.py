@@ -88,7 +88,7 @@ def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: D
 
     whole = cli.daemon("--hibernate-after", "0.2")
     until(lambda: hibernating(cli) == NAMES, "all are moved out")
-    assert "not listed: 4 that hibernate" in cli("runs").err
+    assert "not listed: 4 hibernating runs" in cli("runs").err
     shown = cli("show", "o1")
     assert "hibernates since" in shown.out
     assert cli("show", "o1", "--json").json["hibernating"]

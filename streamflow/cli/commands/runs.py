@@ -150,7 +150,7 @@ def runs(
 def _say_more(page: RunPage, asleep: int) -> None:
     """What the filters were asked about, if they left something out, and how to go on. It isn't part of the data."""
     if asleep:
-        click.echo(f"not listed: {asleep:,} that hibernate (--hibernating lists them)", err=True)
+        click.echo(f"not listed: {plural(asleep, 'hibernating run')} (--hibernating lists them)", err=True)
     if page.looked_at > len(page):
         click.echo(f"{len(page):,} of {plural(page.looked_at, 'run')} looked at", err=True)
     if page.after:

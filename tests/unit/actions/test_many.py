@@ -84,6 +84,10 @@ class Noting:
         raise NotImplementedError
         yield []
 
+    async def _every_hibernating(self, *, workflow: str | None = None) -> AsyncGenerator[list[RunSummary]]:
+        raise NotImplementedError
+        yield []
+
     async def _every(self, within: Collection[Status], **filters: Any) -> AsyncGenerator[list[RunSummary]]:
         raise NotImplementedError
         yield []
