@@ -5,8 +5,9 @@ reduce. Called by: the inbox reader (offers what it has read), admission (holds 
 
 What is under way comes first: a round of commits has the runs that have something to do, and as many starts as there is
 room for beside them. Tenants, and workflows for runs that have none, take turns. Rounds are short (`admission`) while a
-tenant with few starts waits beside one with many, and otherwise as long as commits are cheapest. A tenant's starts of
-one shard begin together, since one commit then has them, and each of their next transitions.
+tenant with few starts waits beside one with many, and otherwise as long as commits are cheapest. In a short round those
+of tenants with few all begin, since there is hardly any room beside what is under way of the large one. A tenant's
+starts of one shard begin together, since one commit then has them, and each of their next transitions.
 """
 
 from __future__ import annotations
@@ -179,7 +180,8 @@ class Starts:
         taken: list[HeldStart] = []
         if 1 < len(self._turns) <= MOST_SEVERAL and self._has_small_beside_large():
             self._several_until = time.monotonic() + SEVERAL_SECONDS
-        self.limit = self._several if time.monotonic() < self._several_until else max(ALONE, self._several)
+        is_short = time.monotonic() < self._several_until
+        self.limit = self._several if is_short else max(ALONE, self._several)
         self.is_blocked = is_full or bool(crowding)
         if self.is_blocked:
             taken.extend(self._take_summoned())
@@ -200,6 +202,8 @@ class Starts:
                 if held is not None and not held.shard.is_going:
                     self.room -= 1
                     taken.append(held)
+            if is_short and len(self._turns) <= MOST_SEVERAL:
+                taken.extend(self._take_few())
             self._turns.update(apart)
             if crowding:
                 self.room = 0  # also those that come meanwhile wait for the next round, which knows whose they are
@@ -212,6 +216,15 @@ class Starts:
         many, short rounds would be nobody's gain."""
         sizes = [line.length for line in self._turns.values()]
         return min(sizes) <= SMALL and sum(size for size in sizes if size >= LARGE) >= LARGE_PART * sum(sizes)
+
+    def _take_few(self) -> Iterator[HeldStart]:
+        """All starts of tenants that have few."""
+        for name in [name for name, line in self._turns.items() if line.length <= SMALL]:
+            line = self._turns.pop(name)
+            while line.length:
+                held = self._pop(line)
+                if held is not None and not held.shard.is_going:
+                    yield held
 
     def _pop(self, line: _Line) -> HeldStart | None:
         """The next of a tenant; None if it has begun already."""

@@ -58,6 +58,14 @@ async def test_tenants_take_turns_and_rounds_are_short_while_small_ones_wait() -
     assert ids(starts.take(0, is_full=False)) == ["a0", "b0", "w0", "w1", "a1", "a2", "a3", "a4"]
 
 
+async def test_starts_of_small_tenants_find_room_in_a_short_round_that_has_none() -> None:
+    starts, shard = Starts(SEVERAL), owned()
+    held(starts, shard, *(start(f"a{number}", "acme") for number in range(100)))
+    held(starts, shard, *(start(f"b{number}", "globex") for number in range(3)), start("c0", "initech"))
+    assert ids(starts.take(500, is_full=False)) == ["a0", "b0", "b1", "b2", "c0"]
+    assert ids(starts.take(500, is_full=False)) == ["a1"]
+
+
 async def test_rounds_are_long_if_all_tenants_have_many_or_all_have_few() -> None:
     starts, shard = Starts(SEVERAL), owned()
     for tenant in ("acme", "globex", "initech"):
