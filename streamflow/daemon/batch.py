@@ -101,8 +101,8 @@ INPUTS = 4000
 BYTES = 2 * 1024 * 1024
 """Limits of what goes into one commit, so that its script stays short: runs, and what comes for them. Runs whose
 transitions would make it write more bytes are reduced for the next one."""
-RUN_INPUTS = 2000
-"""Inputs of one run in a commit: one that gets thousands at once delays no other run by more than a batch."""
+RUN_INPUTS = 256
+"""Inputs of one run in a commit: while it takes thousands, others have their turns between them."""
 WRITES = 1000
 """Messages, queued attempts and values after which a commit has no more runs."""
 LARGEST = 8 * 1024 * 1024
