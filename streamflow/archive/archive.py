@@ -32,7 +32,7 @@ from streamflow.archive.format import (
     unpack_run,
 )
 from streamflow.archive.layout import RunObject
-from streamflow.archive.storage import TIMEOUT, Storage, Threads
+from streamflow.archive.storage import TIMEOUT, Guard, Storage, Threads
 from streamflow.archive_url import NONE, check_archive_url, shown_archive
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.record import incarnation_of
@@ -49,11 +49,19 @@ class Archive:
     """Belongs to the event loop of its first call. Every method raises `ArchiveError` if the storage can't be used or
     doesn't answer within `timeout` seconds."""
 
-    def __init__(self, url: str, namespace: str, *, timeout: float = TIMEOUT, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        *,
+        timeout: float = TIMEOUT,
+        storage: Storage | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         self.url = check_archive_url(url)
         self.shown = shown_archive(self.url)
         self._namespace = namespace
-        self._storage = Threads(self.url, timeout=timeout, storage=storage)
+        self._storage = Threads(self.url, timeout=timeout, storage=storage, guard=guard)
         self._rewriting = asyncio.Lock()
 
     async def store(self, runs: Sequence[ArchivedRun], at_ms: int | None = None) -> None:
@@ -195,9 +203,9 @@ class Archive:
                 await self._storage.remove(f"{self._index}/{name}")
 
 
-def open_archive(url: str, namespace: str) -> Archive | None:
+def open_archive(url: str, namespace: str, guard: Guard | None = None) -> Archive | None:
     """None if there is none. Nothing is sent. Raises `UsageError` for a URL that can't be."""
-    return None if url in ("", NONE) else Archive(url, namespace)
+    return None if url in ("", NONE) else Archive(url, namespace, guard=guard)
 
 
 def _listed_in(run: ArchivedRun, index: str) -> ArchivedRun:

@@ -6,6 +6,7 @@ Owns: these names, and nothing else does. Must not: read or write. Called by: ar
     <namespace>/index/<day>/<time>-<random>.idx                                       what was archived together
     <namespace>/parked/<two hex digits>/<run id>~<created>-<version>-<random>.run     a run that was moved out of memory
     <namespace>/payloads/<week>/<SHA-256>.pay                                         a large payload
+    <namespace>/marker.json                                                           whose archive it is (`marker.py`)
 
 Each run has an object of its own: it is found by its id with one listing and one read, however many there are, it is
 deleted alone, and rules of a bucket apply to it. Its name says which incarnation of the id it is, and in which state it

@@ -12,7 +12,7 @@ from __future__ import annotations
 from streamflow.archive import layout
 from streamflow.archive.format import ParkedRun, pack_parked, unpack_parked
 from streamflow.archive.layout import ParkedObject
-from streamflow.archive.storage import TIMEOUT, Storage, Threads
+from streamflow.archive.storage import TIMEOUT, Guard, Storage, Threads
 from streamflow.archive_url import NONE, check_archive_url, shown_archive
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.record import incarnation_of
@@ -23,11 +23,19 @@ class ParkedRuns:
     """Belongs to the event loop of its first call. Every method raises `ArchiveError` if the storage can't be used or
     doesn't answer within `timeout` seconds."""
 
-    def __init__(self, url: str, namespace: str, *, timeout: float = TIMEOUT, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        *,
+        timeout: float = TIMEOUT,
+        storage: Storage | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         self.url = check_archive_url(url)
         self.shown = shown_archive(self.url)
         self._namespace = namespace
-        self._storage = Threads(self.url, timeout=timeout, storage=storage)
+        self._storage = Threads(self.url, timeout=timeout, storage=storage, guard=guard)
 
     async def put(self, run: ParkedRun, random: str) -> None:
         """Return when it is durable. `random`: eight hexadecimal digits that were never used for this run."""
@@ -60,6 +68,6 @@ class ParkedRuns:
         return [(f"{path}/{name}", found) for name in names if (found := layout.parse_parked_object(name)) is not None]
 
 
-def open_parked(url: str, namespace: str) -> ParkedRuns | None:
+def open_parked(url: str, namespace: str, guard: Guard | None = None) -> ParkedRuns | None:
     """None if there is no storage. Nothing is sent. Raises `UsageError` for a URL that can't be."""
-    return None if url in ("", NONE) else ParkedRuns(url, namespace)
+    return None if url in ("", NONE) else ParkedRuns(url, namespace, guard=guard)

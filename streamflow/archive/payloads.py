@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import sha256
 
 from streamflow.archive import layout
-from streamflow.archive.storage import TIMEOUT, Storage, Threads
+from streamflow.archive.storage import TIMEOUT, Guard, Storage, Threads
 from streamflow.archive_url import NONE, check_archive_url, shown_archive
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.references import Reference
@@ -39,11 +39,19 @@ class Payloads:
     """Belongs to the event loop of its first call. Methods raise `ArchiveError` if the storage can't be used or doesn't
     answer within `timeout` seconds."""
 
-    def __init__(self, url: str, namespace: str, *, timeout: float = TIMEOUT, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        *,
+        timeout: float = TIMEOUT,
+        storage: Storage | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         self.url = check_archive_url(url)
         self._namespace = namespace
         self._shown = shown_archive(self.url)
-        self._storage = Threads(self.url, timeout=timeout, storage=storage)
+        self._storage = Threads(self.url, timeout=timeout, storage=storage, guard=guard)
         self._known: OrderedDict[Reference, None] = OrderedDict()
         """Those that this process has stored."""
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
@@ -128,9 +136,9 @@ class Payloads:
         await self._storage.remove(f"{self._folder}/{layout.payload_object(week, digest)}")
 
 
-def open_payloads(url: str, namespace: str, *, timeout: float = TIMEOUT) -> Payloads | None:
+def open_payloads(url: str, namespace: str, *, timeout: float = TIMEOUT, guard: Guard | None = None) -> Payloads | None:
     """None if there is no storage. Nothing is sent. Raises `UsageError` for a URL that can't be."""
-    return None if url in ("", NONE) else Payloads(url, namespace, timeout=timeout)
+    return None if url in ("", NONE) else Payloads(url, namespace, timeout=timeout, guard=guard)
 
 
 async def _each(function: Callable[[Reference], Awaitable[None]], references: list[Reference]) -> None:

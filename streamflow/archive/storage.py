@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import unquote
@@ -37,6 +37,12 @@ MOST_HUNG = 64
 FILES = "file://"
 EXTRAS = {"s3": "streamflowd[s3]"}
 """What to install for a scheme; for others what fsspec says."""
+
+
+class Guard(Protocol):
+    """Says whether the storage of these calls may be used. Raises `ArchiveError` if not."""
+
+    async def __call__(self, threads: Threads, *, again: bool = False) -> None: ...
 
 
 class Storage(Protocol):
@@ -211,8 +217,12 @@ class _Call:
 class Threads:
     """Calls of a storage, out of the event loop."""
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, storage: Storage | None = None) -> None:
-        self._url = url
+    def __init__(
+        self, url: str, *, timeout: float = TIMEOUT, storage: Storage | None = None, guard: Guard | None = None
+    ) -> None:
+        self.url = url
+        self.shown = shown_archive(url)
+        self._guard = guard
         self._timeout = timeout
         self._storage = storage
         self._opening = threading.Lock()
@@ -231,7 +241,10 @@ class Threads:
             data = storage.get(name)
             return None if data is None else parse(data)
 
-        return await self._call("read", read)
+        found = await self._call("read", read)
+        if found is None and self._guard is not None:  # it is missing only if this is the right storage
+            await self.check(again=True)
+        return found
 
     async def names(self, folder: str) -> list[str]:
         return await self._call("listed", lambda storage: storage.names(folder))
@@ -242,20 +255,37 @@ class Threads:
     def _opened(self) -> Storage:
         with self._opening:  # it imports what may take a second
             if self._storage is None:
-                self._storage = open_storage(self._url)
+                self._storage = open_storage(self.url)
             return self._storage
 
     async def _call(self, what: str, operation: Callable[[Storage], T]) -> T:
         """Raises `ArchiveError`: nothing could be `what`, and why."""
+        async with self._in_time(what):
+            if self._guard is not None:
+                await self._guard(self)
+            return await self.unguarded(operation)
+
+    async def check(self, *, again: bool = False) -> None:
+        """Raises `ArchiveError` if the storage isn't the right one, or doesn't answer."""
+        if self._guard is not None:
+            async with self._in_time("read"):
+                await self._guard(self, again=again)
+
+    async def unguarded(self, operation: Callable[[Storage], T]) -> T:
+        """For the guard itself."""
+        await self._room.acquire()
+        return await self._in_thread(operation)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, what: str) -> AsyncGenerator[None]:
         try:
             async with asyncio.timeout(self._timeout):
-                await self._room.acquire()
-                return await self._in_thread(operation)
+                yield
         except TimeoutError:
             reason = f"no answer within {self._timeout:g} s"
             if self.hung >= MOST_HUNG + AT_ONCE:
                 reason += f", and {self.hung} calls before have not returned: only a restart helps"
-            raise ArchiveError(f"in the archive {shown_archive(self._url)} nothing can be {what}: {reason}") from None
+            raise ArchiveError(f"in the archive {self.shown} nothing can be {what}: {reason}") from None
 
     async def _in_thread(self, operation: Callable[[Storage], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -294,7 +324,7 @@ class Threads:
             self._room.release()
         _log.warning(
             "a call of the archive %s has not returned within %g s, with %d others: %s",
-            shown_archive(self._url),
+            self.shown,
             self._timeout,
             self.hung - 1,
             "another one takes its place" if call.is_replaced else "no more take their places, only a restart helps",
@@ -324,7 +354,7 @@ class Threads:
     def _refused(self, error: BaseException) -> ArchiveError:
         text = " ".join(str(error).split())[:500]
         reason = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
-        return ArchiveError(f"the archive {shown_archive(self._url)} can't be used: {reason}")
+        return ArchiveError(f"the archive {self.shown} can't be used: {reason}")
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:

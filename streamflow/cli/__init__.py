@@ -70,6 +70,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "groups": "List, show, reset and remove groups of subscribers.",
         "sink": "Write committed events to files, PostgreSQL, Kafka or a webhook.",
         "quarantine": "List, show, redrive or drop messages that could not be processed.",
+        "archive": "Show the namespace's archive, and whether it is the right storage.",
         "views": "Rebuild the cross-shard views from the shards' logs.",
         "bench": "Measure throughput and latency on this machine.",
         "files": "List or write files for systemd, Prometheus, Grafana, Kubernetes.",

@@ -1319,7 +1319,8 @@ class Client:
             parked = await self._sessions.here().hibernating.find(shard, run_id, created)
         except ArchiveError as error:
             since = datetime.fromtimestamp(created / 1000, UTC)
-            wait = Wait(kind="storage", name="its history, which was moved out of memory", why=str(error))
+            by_daemon, _ = await self._storage_wait(run_id)  # which also knows whether this is the right storage
+            wait = by_daemon or Wait(kind="storage", name="its history, which was moved out of memory", why=str(error))
             return msgspec.structs.replace(describe(run_id, line, b""), hibernating=since, waits_for=[wait])
         if parked is None:  # it was woken meanwhile
             return await self._describe(run_id, created, waits=True)

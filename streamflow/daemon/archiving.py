@@ -48,6 +48,7 @@ class Archiving:
         self._kernel = context.kernel
         self._clock = context.clock
         self._namespace = context.settings.namespace
+        self._guard = context.guard
         self._archive: Archive | None = None
 
     async def current(self) -> Archive | None:
@@ -57,7 +58,7 @@ class Archiving:
         text = (url or b"").decode(errors="replace")
         if self._archive is None or self._archive.url != text:
             try:
-                self._archive = open_archive(text, self._namespace)
+                self._archive = open_archive(text, self._namespace, self._guard)
             except UsageError as error:
                 raise ArchiveError(f"{shown_archive(text)}: {error}") from None
         return self._archive

@@ -18,6 +18,7 @@ from streamflow.store.namespace import Namespace
 from streamflow.workflow.app import App
 
 if TYPE_CHECKING:
+    from streamflow.daemon.archive_guard import ArchiveGuard
     from streamflow.tracing.spans import Tracing
 
 
@@ -34,4 +35,6 @@ class Context:
     member: str
     session: str
     tracing: Tracing | None = None
+    guard: ArchiveGuard | None = None
+    """Whether the archive is the namespace's."""
     troubles: Troubles = field(default_factory=Troubles)

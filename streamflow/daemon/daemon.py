@@ -18,6 +18,7 @@ import anyio
 
 from streamflow.archive.storage import hung_threads
 from streamflow.daemon.admission import Admission
+from streamflow.daemon.archive_guard import ArchiveGuard, ArchiveWatch
 from streamflow.daemon.clock import DaemonClock, start_clock
 from streamflow.daemon.context import Context
 from streamflow.daemon.deploy_check import DeployCheck
@@ -150,6 +151,7 @@ class Daemon:
         self.registration.compare(record.get(b"identity"), record.get(b"durability"))
         archive = record.get(b"archive", b"").decode(errors="replace")
         self.owner.follow(archive, large_payload_of(record.get(b"large_payload")))
+        self.guard.url = archive
 
     def _on_groups(self, groups: int) -> None:
         self.owner.logs_whole = groups > 0
@@ -238,6 +240,7 @@ class Daemon:
                 ("safety of messages", self.relay.run_confirming),
                 ("rollup", self.rollup.run),
                 ("retention", self.retention.run),
+                ("archive", self.archive_watch.run),
                 ("hibernation", self.hibernation.run),
                 ("waking", self.waking.run),
                 ("large payloads", self.payload_sweep.run),
@@ -277,7 +280,20 @@ class Daemon:
         clock = self._clock = await start_clock(store, kernel, namespace.shards, self.settings.beat)
         self._started = clock.now_ms()
         tracing = find_tracing()
-        return Context(self.app, store, kernel, clock, self.settings, namespace, self.member, self.session, tracing)
+        self.guard = ArchiveGuard(store, kernel, self.settings.namespace)
+        self.guard.url = namespace.archive
+        return Context(
+            self.app,
+            store,
+            kernel,
+            clock,
+            self.settings,
+            namespace,
+            self.member,
+            self.session,
+            tracing,
+            guard=self.guard,
+        )
 
     async def _use_durability(self, store: Store, kernel: Kernel, level: str) -> None:
         """Raises `StoreMisconfigured` if the server can't confirm that a write is so safe."""
@@ -310,6 +326,7 @@ class Daemon:
         self.hibernation = Hibernation(context, owner, parked)
         self.waking = waking = Waking(context, owner, parked)
         owner.on_bucket_due, owner.need_of_absent, owner.recent_commits.wake = waking.due, waking.need, waking.wake_all
+        self.archive_watch = ArchiveWatch(self.guard, context.troubles)
         self.payload_sweep = PayloadSweep(context, self.rollup)
         self.records = StepRecords(context, owner, self.executor)
         self.chunks = self.executor.chunks = ChunkSender(

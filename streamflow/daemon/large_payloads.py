@@ -55,6 +55,7 @@ class LargePayloads:
         """Bytes from which on a payload goes to storage; 0: nothing does."""
         self._clock = context.clock
         self._namespace = context.settings.namespace
+        self._guard = context.guard
         self._payloads: Payloads | None = None
         self._url = ""
         self._error = ""
@@ -64,7 +65,7 @@ class LargePayloads:
         if archive != self._url:
             self._url, self._error, self._payloads = archive, "", None
             try:
-                self._payloads = open_payloads(archive, self._namespace)
+                self._payloads = open_payloads(archive, self._namespace, guard=self._guard)
             except UsageError as error:
                 self._error = f"{shown_archive(archive)}: {error}"
                 _log.error("large payloads can't be stored or read: %s", self._error)

@@ -45,6 +45,7 @@ class ParkedObjects:
         self._namespace = context.namespace
         self._settings = context.settings
         self._owner = owner
+        self._guard = context.guard
         self._storage: ParkedRuns | None = None
         self._woken: deque[tuple[float, str]] = deque()
         """Objects of runs that are awake again, and when they go (monotonic s)."""
@@ -59,7 +60,7 @@ class ParkedObjects:
         text = (url or b"").decode(errors="replace")
         if self._storage is None or self._storage.url != text:
             try:
-                self._storage = open_parked(text, self._settings.namespace)
+                self._storage = open_parked(text, self._settings.namespace, self._guard)
             except UsageError as error:
                 raise ArchiveError(f"{shown_archive(text)}: {error}") from None
         return self._storage

@@ -70,6 +70,7 @@ class PayloadSweep:
         self._clock = context.clock
         self._shards = context.namespace.shards
         self._namespace = context.settings.namespace
+        self._guard = context.guard
         self._rollup = rollup
         self._url = ""
         self._condemned: set[Payload] = set()
@@ -90,7 +91,7 @@ class PayloadSweep:
         url = (archive or b"").decode(errors="replace")
         if url != self._url:  # another storage: what is there was not looked at
             self._url, self._condemned = url, set()
-        payloads = open_payloads(url, self._namespace, timeout=SWEEPING) if large else None
+        payloads = open_payloads(url, self._namespace, timeout=SWEEPING, guard=self._guard) if large else None
         if payloads is None:
             return
         now = self._clock.now_ms()
@@ -128,7 +129,7 @@ class PayloadSweep:
             for stream in (shard.log, shard.poison, *(keys.queue(name, number).stream for name in queues)):
                 async for data in self._stream(stream):
                     yield data
-        index = open_archive(url, self._namespace)
+        index = open_archive(url, self._namespace, self._guard)
         if index is not None:
             async for data in index.payloads():
                 yield data

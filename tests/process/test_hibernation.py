@@ -118,3 +118,37 @@ def test_daemons_are_killed_between_any_two_steps_and_every_run_ends_once(cli: D
     until(lambda: {run["status"] for run in cli("runs", "--json").json} == {"completed"}, "all have ended")
     assert sorted(run["run_id"] for run in cli("runs", "--json").json) == NAMES
     assert hibernating(cli) == []
+
+
+def test_an_archive_that_is_not_mounted_is_refused_until_it_is_taken(cli: DyingCli) -> None:
+    first = cli.daemon("--hibernate-after", "0.2")
+    for name in ("o1", "o2"):
+        assert cli("enqueue", "order", "--input", f'"{name}"', "--id", name).code == 0
+    until(lambda: hibernating(cli) == ["o1", "o2"], "both are moved out")
+    first.terminate()
+    first.wait(SECONDS)
+    assert cli("archive").out.endswith("is the archive of this namespace\n")
+    cli.archive.rename(cli.directory / "mounted")
+    cli.archive.mkdir()
+
+    second = cli.daemon()
+    shown = cli("archive", "--json")
+    assert shown.code == 1
+    assert "Is it mounted" in shown.out
+    asked = cli("terminate", "o1")
+    assert "it hibernates, so it is read from storage first" in asked.out
+    until(lambda: "Is it mounted" in str(cli("show", "o1", "--json").json["waits_for"]), "the run waits")
+    until(lambda: "storage_waits" in cli("status", "--check", "--json").out, "the status warns")
+    assert hibernating(cli) == ["o1", "o2"]
+    assert list(cli.archive.iterdir()) == []
+
+    # The disk is gone: who knows it makes the empty directory the archive, and both runs can be ended.
+    taken = cli("archive", "--take", "--yes")
+    assert taken.code == 0, taken.out
+    until(lambda: cli("show", "o1", "--json").json["status"] == "cancelled", "the lost run has ended")
+    assert "its history is lost" in cli("show", "o1").out
+    assert cli("cancel", "o2").code == 0
+    assert cli("terminate", "o2").code == 0
+    until(lambda: cli("show", "o2", "--json").json["status"] == "cancelled", "and the other one")
+    second.terminate()
+    second.wait(SECONDS)

@@ -13,7 +13,9 @@ import pytest
 import streamflow as sf
 from streamflow.archive.archive import Archive
 from streamflow.archive.format import ArchivedRun
+from streamflow.archive.marker import marker_name, unpack_marker
 from streamflow.archive.payloads import Payloads
+from streamflow.archive.storage import Threads
 from streamflow.daemon import put_off
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.errors import ArchiveError
@@ -187,3 +189,19 @@ async def test_a_bucket_that_is_missing_is_an_error_without_secrets(bucket: str)
         await archive.store([run])
     assert "s3cret" not in str(caught.value)
     assert await archive.find("r1") is None
+
+
+async def test_a_bucket_that_was_made_again_is_refused_until_it_is_taken(serve: Serve, bucket: str) -> None:
+    url = f"s3://{bucket}/streamflow"
+    async with serve(app, archive=url) as (client, daemon):
+        marker, watch = marker_name(client.namespace), daemon.archive_watch
+        await watch.run_once()
+        threads = Threads(url)
+        assert await threads.get(marker, unpack_marker) is not None
+        await threads.remove(marker)
+        daemon.guard._right.clear()
+        await watch.run_once()
+        assert "Is it mounted" in daemon._troubles.current(stops=False)["archive"]
+        await daemon.guard.take(threads)
+        await watch.run_once()
+        assert not daemon._troubles.current(stops=False)

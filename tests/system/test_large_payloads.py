@@ -223,6 +223,11 @@ async def test_a_terminate_ends_what_waits_for_payloads_and_a_cancel_waits(
             await run.terminate("storage is gone")
             with pytest.raises(sf.RunCancelled, match="storage is gone"):
                 await run.result(10)
+
+        async def is_said() -> bool:
+            return any("away" in wait.why for wait in (await cancelled.describe()).waits_for)
+
+        await until(is_said)
         done = await perform(client, Cancel(), "cancelled")
         assert "its clean-up code needs that" in done.text
         assert "the bucket is away" in done.text
@@ -333,7 +338,8 @@ async def test_a_message_whose_payload_is_gone_parks_its_run_until_a_retry(
     async with serve(app, **stores(tmp_path)) as (client, _):
         run = await client.start(takes, "m", id="m")
         await happened(run, sf.events.RunStarted)
-        monkeypatch.setattr(Files, "get", lambda self, name: None)
+        get = Files.get
+        monkeypatch.setattr(Files, "get", lambda self, name: None if name.endswith(".pay") else get(self, name))
         await run.signal("more", TEXT)
         await status_of(run, sf.Status.STUCK)
         assert "somebody has deleted it" in (await run.describe()).reason

@@ -27,7 +27,7 @@ COMMANDS = [name for section in SECTIONS.values() for name in section]
 PRINT_DATA = [
     *("config", "check", "demo", "enqueue", "runs", "show", "status", "tail", "views", "export", "replay"),
     *("signal", "ask", "read", "retry", "fork", "cancel", "terminate", "forget", "acl", "logs"),
-    *("pause", "resume", "view", "purge", "restore"),
+    *("pause", "resume", "view", "purge", "restore", "archive"),
 ]
 NO_SERVER = ("demo", "acl", "logs")
 QUEUE_FLOWS = Path(__file__).parents[2] / "process" / "queue_flows.py"
