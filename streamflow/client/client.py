@@ -823,7 +823,8 @@ class Client:
         last come first. Runs that are on the server, too, are left out.
 
         It reads the archive's index objects, one for up to 500 runs, until `limit` runs match, or until 20,000 were
-        looked at: then `after` of the page goes on. A damaged one is left out, with a warning in the log.
+        looked at: then `after` of the page goes on. A damaged one is left out, with a warning in the log. A run whose
+        daemon was killed while it archived it is archived again, and may be in two pages.
 
         Raises what `runs` raises; `UsageError` when the namespace has no archive, and `ArchiveError`.
 

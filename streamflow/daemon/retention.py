@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import aclosing
 
+import anyio
+
 from streamflow.daemon.archiving import Archiving, Due
 from streamflow.daemon.context import Context
 from streamflow.daemon.owner import Owner
@@ -73,6 +75,8 @@ class Retention:
         self._sweeps = 0
         self._until = math.inf
         """When a sweep leaves the rest to the next one (monotonic s)."""
+        self._forgetting = anyio.Lock()
+        """Two calls at once would archive a run twice, and the archive would list it twice."""
 
     async def run(self) -> None:
         await retry_forever(self.run_once, _log, "could not delete ended runs", every=SWEEP_EVERY)
@@ -250,7 +254,10 @@ class Retention:
 
         `kept`: by listing, how many at its beginning can't be deleted, from the calls before in this sweep.
         """
-        kept = {} if kept is None else kept
+        async with self._forgetting:
+            return await self._forget_due({} if kept is None else kept)
+
+    async def _forget_due(self, kept: dict[str, int]) -> bool:
         now = self._clock.now_ms()
         listings = self._listings(shard for shard in self._owner.shards.values() if shard.forget_at <= now)
         if not listings:

@@ -250,6 +250,18 @@ async def test_archived_runs_are_listed_by_filters_and_in_pages(serve: Serve, tm
             await client.archived_runs(status="failed", after=(await client.archived_runs(limit=3)).after)
 
 
+async def test_sweeps_at_the_same_time_archive_each_run_once(serve: Serve, tmp_path: Path) -> None:
+    async with serve(app, retention=0.001, archive=url(tmp_path)) as (client, daemon):
+        await ended(client, *(f"o{n}" for n in range(5)))
+        for shard in daemon.owner.shards.values():
+            shard.forget_at = 0.0
+        await asyncio.gather(*(daemon.retention.forget_once() for _ in range(3)))
+        await swept(client, daemon)
+        archive = (await client._needed_archive()).archive
+        listed = [entry.run_id async for _, entries in archive.entries() for entry in entries]
+        assert sorted(listed) == [f"o{n}" for n in range(5)]
+
+
 async def test_purge_archives_before_the_time(serve: Serve, tmp_path: Path) -> None:
     async with serve(app, archive=url(tmp_path) + "/") as (client, _):
         assert await client._archived_runs() is await client._archived_runs()
