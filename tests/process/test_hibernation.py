@@ -143,6 +143,8 @@ def test_an_archive_that_is_not_mounted_is_refused_until_it_is_taken(cli: DyingC
     assert list(cli.archive.iterdir()) == []
 
     # The disk is gone: who knows it makes the empty directory the archive, and both runs can be ended.
+    refused = cli("archive", "--take")
+    assert (refused.code, "add --yes" in refused.err) == (2, True)
     taken = cli("archive", "--take", "--yes")
     assert taken.code == 0, taken.out
     until(lambda: cli("show", "o1", "--json").json["status"] == "cancelled", "the lost run has ended")

@@ -5,13 +5,15 @@ Owns: its output, and the question. Must not: know what a marker has. Called by:
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from streamflow.cli.connection import open_client
 from streamflow.cli.event_loop import run_async
 from streamflow.cli.options import json_option, server_options
 from streamflow.cli.output import print_json
-from streamflow.errors import ArchiveError
+from streamflow.errors import ArchiveError, UsageError
 
 
 @click.command()
@@ -50,6 +52,8 @@ def archive(take: bool, yes: bool, redis: str | None, namespace: str | None, as_
                 return shown_archive(url), str(error)
             return shown_archive(url), ""
 
+    if take and not yes and not sys.stdin.isatty():
+        raise UsageError("--take locks other servers out of the archive, and there is no terminal to ask at: add --yes")
     url, problem = run_async(lambda: act(taking=False))
     if take and url:
         if not yes:
