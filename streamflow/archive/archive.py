@@ -19,7 +19,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from streamflow.archive import layout
 from streamflow.archive.format import (
@@ -32,8 +32,8 @@ from streamflow.archive.format import (
     unpack_run,
 )
 from streamflow.archive.layout import RunObject
-from streamflow.archive.storage import TIMEOUT, Guard, Storage, Threads
-from streamflow.archive_url import NONE, check_archive_url, shown_archive
+from streamflow.archive.storage import Guard, Objects, Options
+from streamflow.archive_url import NONE
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.record import incarnation_of
 
@@ -45,23 +45,11 @@ READ_AHEAD = 8
 """Index objects that are read at the same time."""
 
 
-class Archive:
-    """Belongs to the event loop of its first call. Every method raises `ArchiveError` if the storage can't be used or
-    doesn't answer within `timeout` seconds."""
+class Archive(Objects):
+    """Runs that have ended, and their listing."""
 
-    def __init__(
-        self,
-        url: str,
-        namespace: str,
-        *,
-        timeout: float = TIMEOUT,
-        storage: Storage | None = None,
-        guard: Guard | None = None,
-    ) -> None:
-        self.url = check_archive_url(url)
-        self.shown = shown_archive(self.url)
-        self._namespace = namespace
-        self._storage = Threads(self.url, timeout=timeout, storage=storage, guard=guard)
+    def __init__(self, url: str, namespace: str, **options: Unpack[Options]) -> None:
+        super().__init__(url, namespace, **options)
         self._rewriting = asyncio.Lock()
 
     async def store(self, runs: Sequence[ArchivedRun], at_ms: int | None = None) -> None:

@@ -12,30 +12,15 @@ from __future__ import annotations
 from streamflow.archive import layout
 from streamflow.archive.format import ParkedRun, pack_parked, unpack_parked
 from streamflow.archive.layout import ParkedObject
-from streamflow.archive.storage import TIMEOUT, Guard, Storage, Threads
-from streamflow.archive_url import NONE, check_archive_url, shown_archive
+from streamflow.archive.storage import Guard, Objects
+from streamflow.archive_url import NONE
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.record import incarnation_of
 from streamflow.model.sleeping import Sleeper
 
 
-class ParkedRuns:
-    """Belongs to the event loop of its first call. Every method raises `ArchiveError` if the storage can't be used or
-    doesn't answer within `timeout` seconds."""
-
-    def __init__(
-        self,
-        url: str,
-        namespace: str,
-        *,
-        timeout: float = TIMEOUT,
-        storage: Storage | None = None,
-        guard: Guard | None = None,
-    ) -> None:
-        self.url = check_archive_url(url)
-        self.shown = shown_archive(self.url)
-        self._namespace = namespace
-        self._storage = Threads(self.url, timeout=timeout, storage=storage, guard=guard)
+class ParkedRuns(Objects):
+    """Runs that were moved out of memory."""
 
     async def put(self, run: ParkedRun, random: str) -> None:
         """Return when it is durable. `random`: eight hexadecimal digits that were never used for this run."""

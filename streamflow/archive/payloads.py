@@ -16,10 +16,11 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from hashlib import sha256
+from typing import Unpack
 
 from streamflow.archive import layout
-from streamflow.archive.storage import TIMEOUT, Guard, Storage, Threads
-from streamflow.archive_url import NONE, check_archive_url, shown_archive
+from streamflow.archive.storage import TIMEOUT, Guard, Objects, Options
+from streamflow.archive_url import NONE
 from streamflow.errors import ArchiveDamaged
 from streamflow.model.references import Reference
 
@@ -35,23 +36,11 @@ PLAIN, PACKED = b"SFP0", b"SFP1"
 LEVEL = 1
 
 
-class Payloads:
-    """Belongs to the event loop of its first call. Methods raise `ArchiveError` if the storage can't be used or doesn't
-    answer within `timeout` seconds."""
+class Payloads(Objects):
+    """Large payloads, by their references."""
 
-    def __init__(
-        self,
-        url: str,
-        namespace: str,
-        *,
-        timeout: float = TIMEOUT,
-        storage: Storage | None = None,
-        guard: Guard | None = None,
-    ) -> None:
-        self.url = check_archive_url(url)
-        self._namespace = namespace
-        self._shown = shown_archive(self.url)
-        self._storage = Threads(self.url, timeout=timeout, storage=storage, guard=guard)
+    def __init__(self, url: str, namespace: str, **options: Unpack[Options]) -> None:
+        super().__init__(url, namespace, **options)
         self._known: OrderedDict[Reference, None] = OrderedDict()
         """Those that this process has stored."""
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
@@ -97,7 +86,7 @@ class Payloads:
 
     async def _get(self, reference: Reference) -> bytes:
         name = self._name(reference)
-        what = f"the {reference} at {self._shown}/{name}"
+        what = f"the {reference} at {self.shown}/{name}"
         data = await self._storage.get(name, lambda stored: _unpack(stored, reference, what))
         if data is None:
             raise ArchiveDamaged(f"{what} is not there: somebody has deleted it")

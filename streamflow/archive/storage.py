@@ -19,10 +19,10 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import unquote
 
-from streamflow.archive_url import shown_archive
+from streamflow.archive_url import check_archive_url, shown_archive
 from streamflow.errors import ArchiveError, UsageError
 
 T = TypeVar("T")
@@ -360,3 +360,23 @@ class Threads:
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
         loop.call_soon_threadsafe(function, *args)
+
+
+class Options(TypedDict, total=False):
+    """How objects are read and written; `storage`: in the place of that of the URL."""
+
+    timeout: float
+    storage: Storage | None
+    guard: Guard | None
+
+
+class Objects:
+    """The objects of one kind of a namespace. Belongs to the event loop of its first call. Its methods raise
+    `ArchiveError` if the storage can't be used or doesn't answer within `timeout` seconds."""
+
+    def __init__(self, url: str, namespace: str, **options: Unpack[Options]) -> None:
+        """Nothing is sent. Raises `UsageError` for a URL that can't be."""
+        self.url = check_archive_url(url)
+        self.shown = shown_archive(self.url)
+        self._namespace = namespace
+        self._storage = Threads(self.url, **options)
