@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ from streamflow.machine.retry_point import (
 from streamflow.machine.run import RunMachine
 from streamflow.machine.sealed import one_seal
 from streamflow.machine.transition import (
+    NOTHING_BESIDES,
     AgainRequest,
+    Besides,
     CompletedChild,
     Effects,
     FailedChild,
@@ -169,6 +172,8 @@ class ShardBatch:
         self.received: list[tuple[str, str, str, str, int]] = []
         """Signals and questions of traced runs: run id, kind, name, trace of the sender, ms of arrival."""
         self.work: dict[str, RunWork] = {}
+        self.may_have_messages = False
+        """False: all of its work are outcomes of steps and due times."""
         self.batch = Batch(commit)
         self.reduced: list[Reduced] = []
         self.sends: list[OutboxMessage] = []
@@ -187,7 +192,9 @@ class ShardBatch:
         self.divided: set[str] = set()
         """Runs for which more waits than they get now."""
         self.payloads: LargePayloads | None = None
-        """Where large payloads go, if they go to storage."""
+        """Where large payloads go, if they go to storage..."""
+        self.cut_from = sys.maxsize
+        """...and the bytes of a transition from which on it may have some."""
         self.undecided: list[tuple[str, RunWork, Need]] = []
         """Runs whose transitions have payloads that have to be stored first: they aren't in this commit."""
         self.alone: set[str] = set()
@@ -226,6 +233,7 @@ class ShardBatch:
         shard = self.shard
         work = self.work
         if shard.returned:
+            self.may_have_messages = True
             self.alone.update(take_returned(shard, work, RUNS))
         if shard.careful or shard.aside:
             self._set_aside()
@@ -244,6 +252,15 @@ class ShardBatch:
             if size > BYTES or len(inputs) > RUN_INPUTS or shard.portions:
                 size = self._divide(run_id, run_work, before)
             count += len(run_work.inputs)
+        if shard.inbox:
+            size = self._collect_messages(size, count)
+        self.collected = size
+        self._take_sent()
+
+    def _collect_messages(self, size: int, count: int) -> int:
+        """Add messages. `size`, `count`: bytes and number of the inputs that are in the batch. Returns the bytes."""
+        shard, work = self.shard, self.work
+        self.may_have_messages = True
         later: list[InboxMessage] = []
         while shard.inbox and len(work) < RUNS and size < BYTES and count < INPUTS:
             message = shard.inbox.popleft()
@@ -262,8 +279,7 @@ class ShardBatch:
             count += 1
             self._add(work, message)
         shard.inbox.extendleft(reversed(later))
-        self.collected = size
-        self._take_sent()
+        return size
 
     def _divide(self, run_id: str, run_work: RunWork, size: int) -> int:
         """Leave inputs of a run for the next batch, if they are too many or too large. `size`: bytes in the batch
@@ -296,6 +312,7 @@ class ShardBatch:
         """Move what waits for the turn of this run into this batch, up to the limit."""
         shard = self.shard
         aside = shard.aside.pop(run_id)
+        self.may_have_messages = True
         work = self.work[run_id] = RunWork(found=aside.found, at=aside.at, decided=aside.decided)
         work.inputs = aside.inputs
         size = self._divide(run_id, work, 0)
@@ -425,9 +442,12 @@ class ShardBatch:
     def _reduce_runs(self, app: App, namespace: Namespace, at: int, watch: RunNote) -> None:
         sends, puts, attempts = self.sends, self.batch.puts, self.batch.attempts
         live_runs, oversize, number = self.shard.live, self.shard.oversize, self.shard.number
+        if self.payloads is not None and self.payloads.limit:
+            self.cut_from = self.payloads.limit
         may_be_paused = bool(self.paused) or self.shard.has_paused
         for run_id, run_work in self.work.items():
-            if self.size >= BYTES or len(sends) + len(puts) + len(attempts) >= WRITES:
+            is_full = (sends or puts or attempts) and len(sends) + len(puts) + len(attempts) >= WRITES
+            if is_full or self.size >= BYTES:
                 self._put_back_from(run_id)
                 break
             if (run_work.messages or may_be_paused) and self._is_paused_otherwise(run_id, run_work):
@@ -578,6 +598,7 @@ class ShardBatch:
         if not (header.startswith(NEW) and body):
             return False
         messages = self.work[run_id].messages
+        self.may_have_messages = True
         if not any(message.kind == "start" for message in messages):
             messages.insert(0, InboxMessage(self.shard.next_waited(), "start", run_id, body, header))
         return True
@@ -788,8 +809,8 @@ class ShardBatch:
     def _record(self, run_id: str, live: LiveRun, effects: Effects, namespace: Namespace, work: RunWork) -> None:
         shard, batch = self.shard, self.batch
         machine, old = live.machine, live.header
-        for warning in effects.warnings:
-            _log.warning("run %s: %s", run_id, warning)
+        besides = effects.besides
+        is_plain = besides is NOTHING_BESIDES
         # What may fail comes before the first change of the batch: a run that can't be encoded leaves it unchanged.
         size = 0
         attempts: list[tuple[StepJob, bytes]] = []
@@ -799,42 +820,39 @@ class ShardBatch:
                 body = encode_job(job, old.created, old.workflow, trace)
                 attempts.append((job, body))
                 size += len(body) + len(memoryview(job.details))
-        if effects.outbox:
-            size += sum([len(message.body) for message in effects.outbox])
-        outbox = effects.outbox
+        outbox: Sequence[Outgoing] = besides.outbox
+        if not is_plain:
+            for warning in besides.warnings:
+                _log.warning("run %s: %s", run_id, warning)
+            size += sum([len(message.body) for message in outbox])
         transition: Transition | None = None
         header, header_bytes, memory = old, live.header_bytes, live.size
         if effects.events:
             at = machine.at
             status = effects.status
             transition = Transition(at, effects.events)
-            unsaid = effects.unrecorded
+            unsaid = besides.unrecorded
             data = _encoder.encode(transition) if unsaid is None else encode_transition(at, effects.events, unsaid)
             whole = len(data)
             state = machine.snapshot()
-            written = len(data) + len(state)
+            written = whole + len(state)
             size += written
             puts: list[Put] = []
-            if effects.published is not None or effects.answers:
-                puts = self._puts(run_id, effects)
+            if not is_plain:
+                puts = self._puts(run_id, besides)
                 size += sum([len(put.value) for put in puts])
             if size > SMALL:
-                writes = len(effects.outbox) + len(attempts) + len(puts)
+                writes = len(outbox) + len(attempts) + len(puts)
                 self._check_size(run_id, size, writes, effects)
-            if self.payloads is not None and 0 < self.payloads.limit <= size and run_id not in shard.without_storage:
+            if size >= self.cut_from and run_id not in shard.without_storage:
                 data, attempts, outbox, puts = self._cut(work, data, attempts, outbox, puts)
                 written = len(data) + len(state)
                 size = written + sum(len(body) for _, body in attempts) + sum(len(put.value) for put in puts)
                 size += sum(len(message.body) for message in outbox)
-            logged = appended = b""
-            if self.logs_whole:
-                origin = Origin(batch.commit, old.version + 1, old.created, old.workflow, old.tenant)
-                appended = encode_origin(data, origin)
-            elif whole > LARGE:
-                logged = encode_logged(transition, old.version + 1, old.created)
+            apart = self._logged_apart(transition, data, old) if self.logs_whole or whole > LARGE else b""
             attributes = old.attributes
-            if effects.attributes is not None:
-                attributes = self._move_attributes(run_id, old, effects.attributes)
+            if besides.attributes is not None:
+                attributes = self._move_attributes(run_id, old, besides.attributes)
             ended = at if effects.ended else 0
             header = Header(
                 status,
@@ -850,13 +868,15 @@ class ShardBatch:
                 old.start,
             )
             header_bytes = header.encode()
-            kept = RUN_BYTES if state or effects.fresh else max(RUN_BYTES, memory)  # a reducer keeps its state only
-            memory = kept + written
-            if effects.fresh or run_id in self.admitted:  # then the input is in the place of the state
+            if state or besides.fresh or memory < RUN_BYTES:  # a reducer keeps its state only
+                memory = RUN_BYTES
+            memory += written
+            if besides.fresh or run_id in self.admitted:  # then the input is in the place of the state
                 state = FRESH + state
-            if logged or appended:
-                batch.cuts.append((len(batch.runs), logged or appended))
-            self.logged += len(logged or data) + len(appended) + IN_LOG
+            if apart:
+                batch.cuts.append((len(batch.runs), apart))
+                self.logged += len(apart) if self.logs_whole else len(apart) - len(data)
+            self.logged += len(data) + IN_LOG
             batch.runs.append(RunWrite(run_id, live.header_bytes, header_bytes, state, data))
             if puts:
                 batch.puts += puts
@@ -864,10 +884,10 @@ class ShardBatch:
                 self._move_status(run_id, old, status, machine, effects)
             elif status == Status.STUCK and last_stuck([transition]) is not None:  # other code was tried
                 self._note_stuck(run_id, old, machine)
-            if ended or effects.answers or effects.published:
+            if ended or not is_plain:
                 self._notify(run_id, old.created, effects, data)
         else:
-            for answer in effects.answers:  # it has refused to be retried
+            for answer in besides.answers:  # it has refused to be retried
                 self._answer(answer)
         self.size += size
         if shard.again:
@@ -884,16 +904,26 @@ class ShardBatch:
             plan = machine.next_due
         if plan != live.plan:
             batch.plans.append((run_id, plan))
-        for message in outbox:
-            target = namespace.shard_of(message.target)
-            self._send(target, message.kind, message.target, message.body, message.identity)
-        for job, body in attempts:
-            batch.attempts.append(_attempt(run_id, old.created, job, body))
-        for job in effects.revoked:  # behind the attempts: one may have been decided in this very transition
-            batch.attempts.append(_attempt(run_id, old.created, job, b""))
+        if not is_plain:
+            for message in outbox:
+                target = namespace.shard_of(message.target)
+                self._send(target, message.kind, message.target, message.body, message.identity)
+        if attempts or not is_plain:
+            batch.attempts += [_attempt(run_id, old.created, job, body) for job, body in attempts]
+            # Behind the attempts: one may have been decided in this very transition.
+            batch.attempts += [_attempt(run_id, old.created, job, b"") for job in besides.revoked]
         if shard.portions and run_id not in self.divided:
             shard.portions.pop(run_id, None)
         self.reduced.append(Reduced(run_id, live, effects, header, header_bytes, plan, memory, transition))
+
+    def _logged_apart(self, transition: Transition, data: bytes, old: Header) -> bytes:
+        """What the shard's log gets that the run's history (`data`) doesn't have: behind it what groups of subscribers
+        need, or in its place the transition without its large parts. Empty if both are the same."""
+        if self.logs_whole:
+            return encode_origin(
+                data, Origin(self.batch.commit, old.version + 1, old.created, old.workflow, old.tenant)
+            )
+        return encode_logged(transition, old.version + 1, old.created)
 
     def _cut(
         self,
@@ -915,18 +945,18 @@ class ShardBatch:
         outbox = [msgspec.structs.replace(message, body=next(small)) for message in outbox]
         return data, attempts, outbox, [Put(put.key, put.field, next(small)) for put in puts]
 
-    def _puts(self, run_id: str, effects: Effects) -> list[Put]:
+    def _puts(self, run_id: str, besides: Besides) -> list[Put]:
         """What the run has published, and its answers to asks."""
         keys = self.shard.keys
-        puts = [Put(keys.published(run_id), field, value) for field, value in (effects.published or {}).items()]
-        return puts + [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in effects.answers]
+        puts = [Put(keys.published(run_id), field, value) for field, value in (besides.published or {}).items()]
+        return puts + [Put(keys.answer(answer.id), "", _encoder.encode(answer)) for answer in besides.answers]
 
     def _check_size(self, run_id: str, size: int, writes: int, effects: Effects) -> None:
         """Raises `_TooLarge`, unless the run fails for that already.
 
         An end with many messages is never refused: a failure would have the same ones, to children that are cancelled.
         """
-        published = len(effects.published or ())
+        published = len(effects.besides.published or ())
         is_too_large = size > LARGEST or published > MOST_PUBLISHED or (writes > MOST_WRITES and not effects.ended)
         if is_too_large and run_id not in self.shard.oversize:
             raise _TooLarge(_too_large(run_id, size, writes, published))
@@ -950,10 +980,10 @@ class ShardBatch:
         self.noted.append(Noted(run_id, old.workflow, self.shard.bugs.get(run_id), machine.reason))
 
     def _notify(self, run_id: str, created: int, effects: Effects, transition: bytes) -> None:
-        if effects.published:
+        if effects.besides.published:
             self.notifications.append((published_name(run_id), b""))
         self.notifications += [
-            _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in effects.answers
+            _notification(answer_name(answer.id), _encoder.encode(answer)) for answer in effects.besides.answers
         ]
         if effects.ended:
             is_small = len(transition) <= NOTIFICATION_BYTES

@@ -242,7 +242,9 @@ class Owner:
                 self._results += len(outcome.result)
                 if self._results > self._most_results and not self._executor.crowded:
                     self._executor.crowded = self._count_results() > self._most_results
-            if number not in self._ready:
+            if shard.busy:
+                self.active[number] = shard  # as `touch`
+            elif number not in self._ready:
                 self.wake(shard)
 
     def add(self, shard: OwnedShard) -> None:
@@ -632,9 +634,10 @@ class Owner:
                     continue
                 try:
                     batch.reduce(self._app, self._namespace, at, self.watch)
-                    for run_id, work, need in batch.undecided:
-                        self.put_off.put_off(batch.shard, run_id, work, need)
-                    self.put_off.ask()
+                    if batch.undecided:
+                        for run_id, work, need in batch.undecided:
+                            self.put_off.put_off(batch.shard, run_id, work, need)
+                        self.put_off.ask()
                     batch.finish()
                     if batch.is_empty:
                         batch.applied = True
@@ -674,9 +677,10 @@ class Owner:
 
     def _put_off(self, batches: list[ShardBatch]) -> None:
         """Leave out the runs that can't be reduced yet. They may be evicted meanwhile, unless their steps run here."""
+        looks_at_results = self.put_off.looks_at_results
         for batch in batches:
             shard = batch.shard
-            if shard.dropped:
+            if shard.dropped or not (batch.may_have_messages or looks_at_results):
                 continue
             try:
                 waiting = self.put_off.look_at_inputs(shard, batch.work)
@@ -1109,7 +1113,7 @@ class Owner:
         live.header = done.header
         live.header_bytes = done.header_bytes
         live.plan = done.plan
-        for seq in effects.cancelled:
+        for seq in effects.besides.cancelled:
             self.suspects.cancel(run_id, seq)
         if shard.suspect:
             shard.suspect.discard(run_id)
@@ -1133,7 +1137,7 @@ class Owner:
                     if machine.trace is not None:
                         job.trace = machine.trace.text(machine.generation)
                     (self.suspects if job.lost else self._executor).submit(shard.number, run_id, job)
-        due = machine.next_due
+        due = machine.next_due if machine.schedule else None
         if done.plan == IN_FLIGHT:
             if due != live.timer:
                 live.timer = due

@@ -121,6 +121,11 @@ class RunsPutOff:
 
     # --- what runs need -----------------------------------------------------------------------------------------------
 
+    @property
+    def looks_at_results(self) -> bool:
+        """Whether a run may need something of storage for which no message has come, only outcomes."""
+        return any(supplier.looks_at_results for supplier in self.suppliers)
+
     def whole_record(
         self, shard: OwnedShard, batch: dict[str, RunWork], run_id: str, record: list[bytes]
     ) -> list[bytes] | None:
@@ -138,8 +143,8 @@ class RunsPutOff:
     def look_at_inputs(self, shard: OwnedShard, batch: dict[str, RunWork]) -> list[str]:
         """Put off the runs of a batch that can't be reduced yet. Returns which."""
         found: list[str] = []
-        results_matter = any(supplier.looks_at_results for supplier in self.suppliers)
-        for run_id in [run_id for run_id, work in batch.items() if work.messages or results_matter]:
+        looks_at_results = self.looks_at_results
+        for run_id in [run_id for run_id, work in batch.items() if work.messages or looks_at_results]:
             work = batch[run_id]
             for supplier in self.suppliers if run_id not in shard.without_storage else ():
                 try:

@@ -606,8 +606,9 @@ class CoroutineMachine(RunMachine):
         )
         self._let_go("wait")
         self.children.clear()
-        self.effects.closed, self.effects.restate = (), False  # the new generation has nothing of it
-        self.effects.fresh = True
+        besides = self.effects.own_besides()
+        besides.closed, besides.restate = [], False  # the new generation has nothing of it
+        besides.fresh = True
         self.events_count = 0
         self._begin_generation(event)
 

@@ -39,7 +39,7 @@ from streamflow.events import (
     TimerSet,
     Unrecorded,
 )
-from streamflow.machine.transition import IDLE, Effects, Ending, appended
+from streamflow.machine.transition import IDLE, Effects, Ending
 from streamflow.model.attributes import Attribute
 from streamflow.model.codec import UnfitArguments
 from streamflow.model.payload_types import type_text
@@ -313,7 +313,7 @@ class OpenWork:
     def _note_closed(self, seq: int) -> None:
         effects = self.effects
         if self.live and effects is not IDLE:  # idle: the machine is only closed
-            effects.closed = appended(effects.closed, seq)
+            effects.own_besides().closed.append(seq)
 
     def unrecorded(self, effects: Effects) -> Unrecorded:
         """What no event tells of what the run waits for."""
@@ -325,12 +325,12 @@ class OpenWork:
             if messages and size > AWAITED_BYTES:
                 break
             messages.append(awaited)
-        closed = list(effects.closed)
+        closed = list(effects.besides.closed)
         still: list[int] | None = None
-        if effects.restate or len(closed) > FEW_CLOSED:
+        if effects.besides.restate or len(closed) > FEW_CLOSED:
             limiting = {wait.seq for waiting in waits.values() for wait in waiting}
             still = [*(seq for seq in self.timers if seq not in limiting), *self.children]
-            if len(still) > len(closed) and not effects.restate:
+            if len(still) > len(closed) and not effects.besides.restate:
                 still = None
             else:
                 closed = []
@@ -492,9 +492,9 @@ class OpenWork:
     def _stop_attempt(self, call: StepCall) -> None:
         """Nothing needs the step's current attempt, if there is one: stop it."""
         if call.step.queue is None:
-            self.effects.cancelled = appended(self.effects.cancelled, call.seq)
+            self.effects.own_besides().cancelled.append(call.seq)
         elif call.due is None or call.due <= self.clock:  # a due attempt may have been enqueued: no fact records that
-            self.effects.revoked = appended(self.effects.revoked, call.job())
+            self.effects.own_besides().revoked.append(call.job())
 
 
 def _awaited(key: str, waits: Sequence[SignalWait]) -> Awaited:

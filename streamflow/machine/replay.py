@@ -350,7 +350,7 @@ class WorkflowMachine(CoroutineMachine):
         effects = self.effects
         reason = inputs[0].reason if isinstance(inputs[0], Oversize) else self.reason
         self._become(fork)
-        effects.attributes = self._with_link(fork.of)
+        effects.own_besides().attributes = self._with_link(fork.of)
         if reason:
             effects.events.append(fork)
             self.stuck = False
@@ -372,8 +372,9 @@ class WorkflowMachine(CoroutineMachine):
         effects.events.append(event)
         for child, start in starts:
             self.add_child(child, start)
-        effects.published, self._published = self._published or None, None
-        effects.restate = True
+        besides = effects.own_besides()
+        besides.published, self._published = self._published or None, None
+        besides.restate = True
         self.status = Status.PENDING if self.begins else Status.RUNNING
         self._go_on_as(event)
         return [] if effects.ended else inputs[position + 1 :]

@@ -70,7 +70,6 @@ from streamflow.machine.transition import (
     ResumeRequest,
     RetryRequest,
     Returned,
-    appended,
 )
 from streamflow.model.attributes import Attribute, merged
 from streamflow.model.bugs import is_bug
@@ -141,7 +140,10 @@ class RunMachine(OwnTimes):
         The caller commits `encode_transition(machine.at, effects.events)`, then starts the jobs.
         """
         self.clock = clock
-        self.at = max(self.at, clock, not_before)
+        if clock > self.at:
+            self.at = clock
+        if not_before > self.at:
+            self.at = not_before
         effects = self.effects = Effects()
         if self.ended:
             effects.status = self.status
@@ -151,10 +153,11 @@ class RunMachine(OwnTimes):
             self.context.run(self._advance, inputs)
         else:
             sealed(self.context, self._advance, inputs)
-        if effects.cancelled or effects.revoked:
+        besides = effects.besides
+        if besides.cancelled or besides.revoked:
             _drop_stopped(effects)
-        if (self._waits or effects.closed or effects.restate) and not effects.ended:
-            effects.unrecorded = self.unrecorded(effects)
+        if (self._waits or besides.closed or besides.restate) and not effects.ended:
+            effects.own_besides().unrecorded = self.unrecorded(effects)
         effects.status = self.status
         before = self.events_count
         self.events_count = count = before + len(effects.events)
@@ -217,7 +220,7 @@ class RunMachine(OwnTimes):
 
     def warn(self, text: str) -> None:
         """Have the owner log a warning when the transition is committed."""
-        self.effects.warnings = appended(self.effects.warnings, text)
+        self.effects.own_besides().warnings.append(text)
 
     def forgotten(self, what: str, names: tuple[str, ...], frame: FrameType | None) -> None:
         """An awaitable was dropped that was never begun: warn once in a transition for each line. Not in a replay, and
@@ -226,9 +229,8 @@ class RunMachine(OwnTimes):
         if not self.live or self.ended or self.ending is not None or effects is IDLE:
             return
         where = line_of_call(names, frame, self.current and self.current.coroutine)
-        if not any(isinstance(other, Forgotten) and f" at {where} " in other for other in effects.warnings):
-            effects.warnings = appended(
-                effects.warnings,
+        if not any(isinstance(other, Forgotten) and f" at {where} " in other for other in effects.besides.warnings):
+            effects.own_besides().warnings.append(
                 Forgotten(
                     f"{what} at {where} was never awaited, gathered or started, so it did nothing: write `await` "
                     "before it"
@@ -274,7 +276,7 @@ class RunMachine(OwnTimes):
         """Record the answer to a question, and send it to the asker."""
         answer = self.decide(event, result)
         if self.live:
-            self.effects.answers = appended(self.effects.answers, answer)
+            self.effects.own_besides().answers.append(answer)
 
     def take_message(self, wait: SignalWait) -> bool:
         """Settle `wait` with an early signal or question, or register it."""
@@ -302,7 +304,7 @@ class RunMachine(OwnTimes):
 
     def send(self, target: str, kind: str, body: object, identity: bytes = b"") -> None:
         if self.live:
-            self.effects.outbox = appended(self.effects.outbox, Outgoing(target, kind, _encode(body), identity))
+            self.effects.own_besides().outbox.append(Outgoing(target, kind, _encode(body), identity))
 
     def send_to_child(self, child: ChildCall, kind: str, body: object, identity: bytes) -> None:
         """For this child only: its id may be another run's, now or by the time that the message arrives."""
@@ -336,14 +338,16 @@ class RunMachine(OwnTimes):
         self.attributes = merged(self.attributes or {}, changes)
         effects = self.effects
         if self.live and effects is not IDLE:  # idle: the machine is only closed, which has no effects
-            effects.attributes = {**(effects.attributes or {}), **changes}
+            besides = effects.own_besides()
+            besides.attributes = {**(besides.attributes or {}), **changes}
 
     def publish(self, key: str, data: bytes) -> None:
         effects = self.effects
         if self.live and effects is not IDLE:
-            if effects.published is None:
-                effects.published = {}
-            effects.published[key] = data
+            besides = effects.own_besides()
+            if besides.published is None:
+                besides.published = {}
+            besides.published[key] = data
 
     def record(self, record: Record) -> None:
         """Not when the run has ended, and its code is only closed: an ending is the last event of a run."""
@@ -646,7 +650,7 @@ class RunMachine(OwnTimes):
             self._stretch_time(self.paused_by.since)
             self.effects.events.append(PauseEnded(self.workflow, self.tenant))
             self.paused_by = None
-        self.effects.restate = True  # the code of today may have given up what that of then had not
+        self.effects.own_besides().restate = True  # the code of today may have given up what that of then had not
 
     def _end_stuck(self) -> None:
         """So much has come while the run was stuck that no code could continue: it fails."""
@@ -744,12 +748,12 @@ class RunMachine(OwnTimes):
             if self.children:
                 found["children"] = [child.run_id for child in self.children.values()]
             answer = Raw(_encode(found))
-            self.effects.answers = appended(self.effects.answers, AskAnswered(retry.id, "retry", answer))
+            self.effects.own_besides().answers.append(AskAnswered(retry.id, "retry", answer))
         self._reopen(event)
         for child in self.children.values():
             may_be_cancelled = child.on_parent_end != "abandon" and child.seq not in point.failed
             self._ask_again(child, event, may_be_cancelled=may_be_cancelled)
-        self.effects.restate = True
+        self.effects.own_besides().restate = True
         self.stuck = False
         self.status = Status.PENDING if self.begins else Status.RUNNING
         self._resume_code()
@@ -794,7 +798,7 @@ class RunMachine(OwnTimes):
         self._track(event)
         begins = {"name": call.step.name, "seq": call.seq, "attempt": call.attempt}
         answer = Raw(_encode({"kept": 0, "steps": [begins]}))
-        self.effects.answers = appended(self.effects.answers, AskAnswered(request.id, "retry", answer))
+        self.effects.own_besides().answers.append(AskAnswered(request.id, "retry", answer))
 
     def _answer_tried(self, request: RetryRequest) -> None:
         """The run was stuck, and its code was tried again."""
@@ -802,15 +806,15 @@ class RunMachine(OwnTimes):
             self._refuse(request, "Stuck", f"run {self.run_id} is still stuck: {self.reason}")
             return
         answer = Raw(_encode({"kept": 0, "steps": []}))
-        self.effects.answers = appended(self.effects.answers, AskAnswered(request.id, "retry", answer))
+        self.effects.own_besides().answers.append(AskAnswered(request.id, "retry", answer))
 
     def _refuse(self, request: RetryRequest, kind: str, text: str) -> None:
         answer = AskAnswered(request.id, "retry", failure=Failure(kind, text))
-        self.effects.answers = appended(self.effects.answers, answer)
+        self.effects.own_besides().answers.append(answer)
 
     def _refuse_late(self, inputs: list[Any]) -> None:
         """The run has ended in this transition: who asked for something else still gets an answer."""
-        answered = {answer.id for answer in self.effects.answers}
+        answered = {answer.id for answer in self.effects.besides.answers}
         for item in inputs:
             if type(item) is RetryRequest and item.id not in answered:
                 if item.seq:
@@ -860,7 +864,7 @@ class RunMachine(OwnTimes):
             for call in list(self.steps.values()):  # recorded, because a history may be read without its code
                 self.cancel_step(call)
             self._let_go("wait")
-            self.effects.restate = True
+            self.effects.own_besides().restate = True
         else:
             self._end_now(event)
 
@@ -910,7 +914,7 @@ class RunMachine(OwnTimes):
         if parent.run_id:
             self.send(parent.run_id, "child", outcome)
         if self.live and (untaken := self.untaken_signals()):
-            effects.unrecorded = Unrecorded(untaken=untaken)
+            effects.own_besides().unrecorded = Unrecorded(untaken=untaken)
         self._let_go()
         effects.ended = self.ended = True
 
@@ -960,5 +964,5 @@ def _beginning(function: object) -> str:
 
 def _drop_stopped(effects: Effects) -> None:
     """Attempts that were scheduled and cancelled in the same transition never start."""
-    stopped = {*effects.cancelled, *(job.seq for job in effects.revoked)}
+    stopped = {*effects.besides.cancelled, *(job.seq for job in effects.besides.revoked)}
     effects.jobs = [job for job in effects.jobs if job.seq not in stopped]

@@ -6,8 +6,7 @@ Must not: reduce. Called by: the machines make effects, the owner commits them; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, cast
 
 import msgspec
 from msgspec import Raw
@@ -31,8 +30,6 @@ from streamflow.model.attributes import Attribute
 from streamflow.model.record import Status
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.recording import Record
-
-T = TypeVar("T")
 
 Ending = RunCompleted | events.RunFailed | events.RunCancelled
 
@@ -191,42 +188,58 @@ class Forgotten(str):
     __slots__ = ()
 
 
-def appended(items: Sequence[T], item: T) -> list[T]:
-    """The items with one more at the end. Most transitions have none: so the first one makes the list."""
-    if isinstance(items, list):
-        items.append(item)
-        return items
-    return [*items, item]
+class Besides(msgspec.Struct):
+    """What few advances do: see `Effects.besides`."""
 
-
-class Effects(msgspec.Struct):
-    """What one advance did: the events to commit, and what to do once they are committed. What most advances don't have
-    is added by `appended`."""
-
-    events: list[AnyEvent] = []
-    jobs: list[StepJob] = []
-    """Attempts to start after the commit; those of a queue are sent with the commit's outbox."""
-    outbox: Sequence[Outgoing] = ()
-    cancelled: Sequence[int] = ()
+    outbox: list[Outgoing] = []
+    cancelled: list[int] = []
     """Numbers of steps at the owner whose attempts are to be stopped."""
-    revoked: Sequence[StepJob] = ()
+    revoked: list[StepJob] = []
     """Attempts in queues that are to be revoked."""
     published: dict[str, bytes] | None = None
     """New values of `sf.publish` by key, encoded."""
     attributes: dict[str, Attribute | None] | None = None
     """Attributes that change; None removes one."""
-    answers: Sequence[AskAnswered] = ()
+    answers: list[AskAnswered] = []
     fresh: bool = False
     """The history starts again with this transition (at its last `RunContinued`): the previous one is deleted."""
-    warnings: Sequence[str] = ()
-    closed: Sequence[int] = ()
+    warnings: list[str] = []
+    closed: list[int] = []
     """Numbers of timers and children that the code has given up, which no event tells."""
     restate: bool = False
     """What is still open doesn't follow from the events."""
     unrecorded: Unrecorded | None = None
     """What no event tells of what the run waits for now: recorded with them."""
+
+
+class _Nothing(Besides, frozen=True):  # pyright: ignore[reportGeneralTypeIssues] (msgspec allows it)
+    """Frozen, and with tuples in the place of lists: to add something to what all share is an error."""
+
+
+_EMPTY = cast("list[Any]", ())
+NOTHING_BESIDES = _Nothing(_EMPTY, _EMPTY, _EMPTY, answers=_EMPTY, warnings=_EMPTY, closed=_EMPTY)
+"""Of all advances that do nothing of it: nothing can be added to this one."""
+
+
+class Effects(msgspec.Struct):
+    """What one advance did: the events to commit, and what to do once they are committed."""
+
+    events: list[AnyEvent] = []
+    jobs: list[StepJob] = []
+    """Attempts to start after the commit; those of a queue are sent with the commit's outbox."""
     status: Status = Status.RUNNING
     ended: bool = False
+    besides: Besides = NOTHING_BESIDES
+    """What most advances don't have, to be read. Advances that have nothing of it share one object."""
+
+    def own_besides(self) -> Besides:
+        """`besides`, to be changed."""
+        own = self.besides
+        if own is NOTHING_BESIDES:
+            own = Besides()
+            if self is not IDLE:
+                self.besides = own
+        return own
 
 
 class _NoEvents(list[AnyEvent]):

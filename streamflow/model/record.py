@@ -70,14 +70,23 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     start: str = ""
 
     def encode(self) -> bytes:
-        line = (
-            f"{self.status} {self.version} {self.commit} {self.created} {self.ended} "
-            f"{self.workflow} {self.tenant or '-'} {self.parent or '-'}"
-        )
+        words = [  # joined, because an f-string, in which the status is an enum, takes twice the time
+            self.status,
+            str(self.version),
+            self.commit,
+            str(self.created),
+            str(self.ended),
+            self.workflow,
+            self.tenant or "-",
+            self.parent or "-",
+        ]
+        if self.attributes or self.trace or self.start:
+            words.append(encode_attributes(self.attributes) if self.attributes else "-")
         if self.trace or self.start:
-            line = f"{line} {encode_attributes(self.attributes) if self.attributes else '-'} {self.trace or '-'}"
-            return (f"{line} {self.start}" if self.start else line).encode()
-        return (f"{line} {encode_attributes(self.attributes)}" if self.attributes else line).encode()
+            words.append(self.trace or "-")
+        if self.start:
+            words.append(self.start)
+        return " ".join(words).encode()
 
     @property
     def is_open(self) -> bool:

@@ -70,6 +70,11 @@ class Running(msgspec.Struct):
     job: StepJob
     details: Raw = NOTHING
     """Encoded details that this attempt reported last, or else the attempt before it."""
+    slots: Any = None
+    """What limits how many of its kind run here (`executor.Slots`)."""
+    on_emit: Callable[..., None] | None = None
+    """Takes what it emits, in whatever thread: the attempt, a chunk, encoded, and how many were dropped before it. None
+    where nobody would."""
     recording: Recording | None = None
     """What it has recorded with `sf.record`; None for nothing."""
     in_process: bool = False
@@ -94,9 +99,6 @@ class Running(msgspec.Struct):
     """What was raised in its code, because that blocked the event loop."""
     span: Attempt | DroppedTrace | None = None
     """Of the attempt, if it is traced here and has not ended."""
-    on_emit: Callable[..., None] | None = None
-    """Takes what it emits, in whatever thread: the attempt, a chunk, encoded, and how many were dropped before it. None
-    where nobody would."""
     ended: Outcome | None = None
     """How it has ended, while that waits until what it has emitted is stored."""
     emitted: Any = None

@@ -33,6 +33,7 @@ from streamflow.steps.context import Running, StepInterrupted, current
 from streamflow.steps.processes import ProcessPool
 from streamflow.steps.stacks import user_line
 from streamflow.workflow.actions import StepJob
+from streamflow.workflow.app import Step
 from streamflow.workflow.awaitable import ends_process
 
 if TYPE_CHECKING:
@@ -242,8 +243,8 @@ class StepExecutor:
         """Makes the spans of attempts, if that is on in this process."""
         self.noting: Noting | None = None
         """Notes whose code tasks and threads execute, if somebody reads it."""
-        self.chunks: ChunkSender | None = None
-        """Takes what attempts emit, if somebody does."""
+        self._chunks: ChunkSender | None = None
+        self._on_emit: Callable[..., None] | None = None
         self.on_replaced: Callable[[str, int], None] = lambda _run_id, _seq: None
         """A lent attempt of this run and number is no longer that: it is submitted here again, or another one is."""
         self._on_outcome = on_outcome
@@ -276,6 +277,16 @@ class StepExecutor:
         """This daemon or worker is ending: the death of a step's process may be a part of that."""
 
     @property
+    def chunks(self) -> ChunkSender | None:
+        """Takes what attempts emit, if somebody does."""
+        return self._chunks
+
+    @chunks.setter
+    def chunks(self, chunks: ChunkSender | None) -> None:
+        self._chunks = chunks
+        self._on_emit = None if chunks is None else chunks.emit
+
+    @property
     def running(self) -> int:
         return sum(slots.used for slots in self._all_slots)
 
@@ -297,7 +308,7 @@ class StepExecutor:
         """Threads whose attempts are over, but that can't be stopped: they keep their slots for a while."""
         if not self._threads.used:
             return 0
-        attempts = (running for running in self._attempts.values() if self._slots_of(running) is self._threads)
+        attempts = (running for running in self._attempts.values() if running.slots is self._threads)
         return max(0, self._threads.used - sum(running.started != 0.0 for running in attempts))
 
     def by_shard(self) -> Counter[int]:
@@ -334,11 +345,8 @@ class StepExecutor:
                 return
             else:
                 self._finish(known)
-        running = Running(shard, run_id, job, job.details)
-        if self.chunks is not None:
-            running.on_emit = self.chunks.emit
-        self._attempts[key] = running
-        slots = self._slots_of(running)
+        slots = self._slots_of(job.step)
+        running = self._attempts[key] = Running(shard, run_id, job, job.details, slots, self._on_emit)
         if not self._paused and slots.has_room_for(run_id):
             self._start(slots, running)
         else:
@@ -428,8 +436,7 @@ class StepExecutor:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _slots_of(self, running: Running) -> Slots:
-        step = running.job.step
+    def _slots_of(self, step: Step[..., Any]) -> Slots:
         return self._processes if step.process else self._tasks if step.is_async else self._threads
 
     def _start(self, slots: Slots, running: Running) -> None:
@@ -644,23 +651,14 @@ class StepExecutor:
             return
         job = running.job
         text = f"step {job.step.name} took longer than {job.timeout:g} s"
-        if self._slots_of(running) is self._threads:
+        if running.slots is self._threads:
             _log.warning("%s; its thread can't be stopped and continues, its result will be dropped", text)
         self._report(running, self._outcome_of(running, Failure("TimeoutError", text), False))
 
     def _report(self, running: Running, outcome: Outcome) -> None:
         """Its attempt has ended. If it has emitted something, that is stored first: until then it still runs."""
-        if running.emitted is None or self.chunks is None or self._closed:
-            self._settle(running, outcome)
-        elif running.ended is None:
-            running.ended = outcome
-            self.chunks.end(running, lambda: self._stored(running))
-
-    def _stored(self, running: Running) -> None:
-        if not running.over and running.ended is not None:
-            self._settle(running, running.ended)
-
-    def _settle(self, running: Running, outcome: Outcome) -> None:
+        if running.emitted is not None and self._stores_first(running, outcome):
+            return
         if running.span is not None:
             running.span.end(outcome)
             running.span = None
@@ -669,18 +667,31 @@ class StepExecutor:
             self._start_next(slots)
         self._on_outcome(running.shard, running.run_id, outcome)
 
+    def _stores_first(self, running: Running, outcome: Outcome) -> bool:
+        """Whether the outcome has to wait for what was emitted: then it is reported again, once that is stored."""
+        if self._chunks is None or self._closed or outcome is running.ended:
+            return False
+        if running.ended is None:
+            running.ended = outcome
+            self._chunks.end(running, lambda: self._stored(running))
+        return True
+
+    def _stored(self, running: Running) -> None:
+        if not running.over and running.ended is not None:
+            self._report(running, running.ended)
+
     def _finish(self, running: Running) -> Slots:
         """Remove an attempt, and cancel its task if it still runs. Returns the slots of its kind."""
         running.over = True
-        if running.emitted is not None and running.ended is None and self.chunks is not None:
-            self.chunks.end(running, None)
+        if running.emitted is not None and running.ended is None and self._chunks is not None:
+            self._chunks.end(running, None)
         if running.span is not None:
             running.span.end(None)
             running.span = None
         self._attempts.pop((running.run_id, running.job.seq), None)
         if running.expiry is not None:
             running.expiry.cancel()
-        slots = self._slots_of(running)
+        slots = running.slots
         if running.started == 0.0:
             slots.waiting -= 1
         elif slots is not self._threads:
@@ -699,4 +710,5 @@ def _line_of(thread: int) -> str:
 
 
 def _elapsed_ms(running: Running) -> float:
-    return round((time.perf_counter() - running.started) * 1000, 3)
+    """Since its start, cut to whole microseconds: to round it costs more than the rest of a report."""
+    return int((time.perf_counter() - running.started) * 1e6) / 1e3

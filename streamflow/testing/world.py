@@ -653,7 +653,7 @@ class World:
             machine = self._machines[run_id]
         try:
             effects = machine.advance(list(inputs), self.now)
-            encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
+            encoded = encode_transition(machine.at, effects.events, effects.besides.unrecorded), machine.snapshot()
         except BaseException as error:
             if run_id in self._parked:
                 raise
@@ -711,7 +711,7 @@ class World:
         try:
             machine = rehydrate(app, self.partition, run_id, record.head, b"", history, retry=point)
             effects = machine.advance([retry], self.now)
-            encoded = encode_transition(machine.at, effects.events, effects.unrecorded), machine.snapshot()
+            encoded = encode_transition(machine.at, effects.events, effects.besides.unrecorded), machine.snapshot()
         except BaseException as error:
             if type(error) is KeyboardInterrupt:
                 raise
@@ -730,13 +730,13 @@ class World:
     def _commit(self, run_id: str, machine: RunMachine, effects: Effects, transition: bytes, state: bytes) -> None:
         if effects.events:
             self._record(run_id, machine, effects, transition, state)
-        for seq in (*effects.cancelled, *(job.seq for job in effects.revoked)):
+        for seq in (*effects.besides.cancelled, *(job.seq for job in effects.besides.revoked)):
             self._lost.pop((run_id, seq), None)
             if (attempt := self._attempts.pop((run_id, seq), None)) is not None:
                 self._stop(attempt)
-        for message in effects.outbox:
+        for message in effects.besides.outbox:
             self._deliver(message.target, message.kind, message.body)
-        for answer in effects.answers:
+        for answer in effects.besides.answers:
             self.answers[answer.id] = msgspec.msgpack.encode(answer)
         if effects.ended:
             self._machines.pop(run_id, None)
@@ -748,7 +748,7 @@ class World:
             self._plan(run_id)
         if effects.events:
             self._report(run_id, self.transitions)
-        for warning in effects.warnings:
+        for warning in effects.besides.warnings:
             if isinstance(warning, Forgotten):
                 warnings.warn(f"run {run_id}: {warning}", RuntimeWarning, stacklevel=2)
 
@@ -771,18 +771,18 @@ class World:
             "commit": str(self.transitions),
             "ended": machine.at if effects.ended else 0,
         }
-        if effects.attributes is not None:
+        if effects.besides.attributes is not None:
             with suppress(UsageError):  # too many with those of the previous generation: none change, as in production
-                changes["attributes"] = merged(old.attributes, effects.attributes)
+                changes["attributes"] = merged(old.attributes, effects.besides.attributes)
         record.header = msgspec.structs.replace(old, **changes).encode()
         record.fork = None
         record.state = state
         record.log.append(Transition(machine.at, effects.events))
         self.log.committed(run_id, record.head, record.log[-1])
-        if effects.fresh:
+        if effects.besides.fresh:
             record.transitions.clear()
         record.transitions.append(transition)
-        record.published.update(effects.published or {})
+        record.published.update(effects.besides.published or {})
         if effects.ended and self._retention is not None:
             self._retention.begins(run_id, record.head, self.now)
 

@@ -323,8 +323,7 @@ def _rate_failure(rates: Rates, run_id: str, at: int, event: events.RunFailed) -
 
 
 def _rate_step(rates: Rates, run_id: str, at: int, event: StepCompleted) -> None:
-    second = rates.get(at // 1000)  # as `_second`, here because this runs once a step
-    (_second(rates, at) if second is None else second).steps += 1
+    _second(rates, at).steps += 1
 
 
 def _merge_rates(into: Rates, other: Rates) -> None:
@@ -374,8 +373,7 @@ def _run_failure(durations: Durations, run_id: str, at: int, event: events.RunFa
 
 
 def _step_time(durations: Durations, run_id: str, at: int, event: StepCompleted) -> None:
-    timings = durations.get(event.name)  # as `_timings`, here because this runs once a step
-    (_timings(durations, event.name) if timings is None else timings).add(event.ms)
+    _timings(durations, event.name).add(event.ms)
 
 
 def _step_failure(durations: Durations, run_id: str, at: int, event: events.StepFailed) -> None:
@@ -732,3 +730,22 @@ VIEWS: tuple[View[Any], ...] = (
         newest.prune,
     ),
 )
+
+
+def _step_completed(
+    partials: tuple[Rates, Durations, retries.Minutes], run_id: str, at: int, event: StepCompleted
+) -> None:
+    """The folds of all views that count it. One function, because this runs once a step."""
+    rates, durations, minutes = partials
+    second = rates.get(at // 1000)
+    (_second(rates, at) if second is None else second).steps += 1
+    timings = durations.get(event.name)
+    (_timings(durations, event.name) if timings is None else timings).add(event.ms)
+    if event.attempt > 1:
+        retries.fold_success(minutes, run_id, at, event)
+
+
+TOGETHER: dict[type[HistoryEvent], tuple[tuple[str, ...], Callable[[Any, str, int, Any], None]]] = {
+    StepCompleted: (("rates", "step_durations", "retries"), _step_completed),
+}
+"""Of an event type, in the place of the folds of these views: a function that takes their partials, in this order."""

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from streamflow.events import Transition
-from streamflow.views.registry import JSON, VIEWS, View
+from streamflow.views.registry import JSON, TOGETHER, VIEWS, View
 
 __all__ = ["JSON", "VIEWS", "ShardViews", "View", "merge_oldest"]
 
@@ -38,7 +38,10 @@ class ShardViews:
         folds: dict[type, tuple[tuple[Callable[..., None], Any], ...]] = {}
         for view in VIEWS:
             for type_, fold in view.folds.items():
-                folds[type_] = (*folds.get(type_, ()), (fold, self.partials[view.name]))
+                if type_ not in TOGETHER:
+                    folds[type_] = (*folds.get(type_, ()), (fold, self.partials[view.name]))
+        for type_, (names, fold) in TOGETHER.items():
+            folds[type_] = ((fold, tuple(self.partials[name] for name in names)),)
         self._folds = folds
 
     def fold(self, run_id: str, transition: Transition) -> None:

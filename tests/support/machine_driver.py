@@ -93,9 +93,9 @@ class Run:
         effects = self.machine.advance([self._sent(input_) for input_ in inputs], self.at)
         self.ever += kinds(effects)
         if effects.events:
-            if effects.fresh:
+            if effects.besides.fresh:
                 self.elements.clear()
-            self.elements.append(encode_transition(self.machine.at, effects.events, effects.unrecorded))
+            self.elements.append(encode_transition(self.machine.at, effects.events, effects.besides.unrecorded))
             self.state = self.machine.snapshot()
         self.last = effects
         return effects

@@ -523,7 +523,7 @@ class Deciding:
         self.decided = Effects()
         self.decided.events = [SignalReceived("item", NOTHING)]
         for name, value in effects.items():
-            setattr(self.decided, name, value)
+            setattr(self.decided if name in Effects.__struct_fields__ else self.decided.own_besides(), name, value)
 
     def advance(self, inputs: list[Any], clock: int, not_before: int, *, in_seal: bool) -> Effects:
         return self.decided

@@ -51,7 +51,7 @@ def parks(run: Run, *inputs: Any, code: str = "one") -> Failure:
     assert len(run.elements) == before
     effects = run.advance(*inputs)
     assert effects.status is Status.STUCK
-    assert (effects.jobs, list(effects.outbox), effects.ended) == ([], [], False)
+    assert (effects.jobs, list(effects.besides.outbox), effects.ended) == ([], [], False)
     return failure
 
 
@@ -140,9 +140,9 @@ def test_nothing_that_was_decided_with_the_bug_counts() -> None:
     parks(run, done(1, 1))
     assert run.names[2:] == ["RunStuck", "StepCompleted"]
     effects = goes_on(run, fixed)
-    assert [message.kind for message in effects.outbox] == ["signal"]
-    assert effects.published is not None
-    assert effects.attributes == {"stage": "half"}
+    assert [message.kind for message in effects.besides.outbox] == ["signal"]
+    assert effects.besides.published is not None
+    assert effects.besides.attributes == {"stage": "half"}
 
 
 def test_the_same_code_is_not_tried_again() -> None:

@@ -40,7 +40,7 @@ def test_a_cancel_is_an_exception_at_the_current_await(crash: bool) -> None:
     run = Run(app, "flow", crash=crash)
     run.advance(CancelRequested("enough"))
     assert kinds(run.last) == ["CancelRequested", "StepCancelled", "StepScheduled"]
-    assert run.last.cancelled == [1]
+    assert run.last.besides.cancelled == [1]
     assert open_steps(run) == [2]
     run.done(1, "too late")
     assert not run.last.events

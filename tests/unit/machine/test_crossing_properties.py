@@ -173,7 +173,7 @@ class Crossed:
                 break
             except Bug as bug:
                 reason = reason_of(bug)
-        if effects.answers[0].failure is not None:
+        if effects.besides.answers[0].failure is not None:
             return False
         self.machine = machine
         self._commit(machine, effects)
@@ -188,9 +188,9 @@ class Crossed:
 
     def _commit(self, machine: RunMachine, effects: Effects) -> None:
         if effects.events:
-            if effects.fresh:
+            if effects.besides.fresh:
                 self.elements.clear()
-            self.elements.append(events.encode_transition(machine.at, effects.events, effects.unrecorded))
+            self.elements.append(events.encode_transition(machine.at, effects.events, effects.besides.unrecorded))
             self.log.append(Transition(machine.at, effects.events))
             self.fork = None
             version, ended = self.header.version + 1, machine.at if effects.ended else 0
@@ -326,7 +326,7 @@ def test_pauses_times_forks_and_deaths_meet_in_any_order(
                 failed = stopped.last.events[-1]
                 assert isinstance(failed, RunFailed)
                 assert (len(stopped.last.events), failed.failure.kind) == (2, "Paused")
-                assert (list(stopped.last.jobs), list(stopped.last.outbox)) == ([], [])
+                assert (list(stopped.last.jobs), list(stopped.last.besides.outbox)) == ([], [])
                 notes.clear()
             steady, dying = (run.forked(at or None, f"fork-{number}", MENDED) for run in (steady, dying))
         except CannotFork:

@@ -472,7 +472,7 @@ def test_another_id_of_a_child_is_a_divergence() -> None:
 
 def test_a_child_that_is_started_by_keyword_gets_its_input_by_name() -> None:
     run = Run(app_of(starts(lambda: "c", by_name=True)), "flow")
-    assert plain(run.last.outbox[0].body)[3] == {"source": "A", "target": "B"}
+    assert plain(run.last.besides.outbox[0].body)[3] == {"source": "A", "target": "B"}
     assert not stuck_reason(run, app_of(starts(lambda: "c")))
 
 
@@ -520,4 +520,4 @@ def test_a_run_that_gets_too_much_while_it_is_stuck_fails(
     assert isinstance(failed, RunFailed)
     assert failed.failure.kind == "HistoryTooLong"
     assert "deploy code that fits earlier" in failed.failure.message
-    assert [(message.target, message.kind) for message in run.last.outbox] == [("p", "child")]
+    assert [(message.target, message.kind) for message in run.last.besides.outbox] == [("p", "child")]

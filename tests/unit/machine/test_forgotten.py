@@ -130,8 +130,8 @@ def _line(function: Callable[[], Any]) -> str:
 
 
 def _warnings(run: Run) -> list[str]:
-    found = [warning for warning in run.last.warnings if isinstance(warning, Forgotten)]
-    return [*found, *(w for w in run.advance(Due()).warnings if isinstance(w, Forgotten))]
+    found = [warning for warning in run.last.besides.warnings if isinstance(warning, Forgotten)]
+    return [*found, *(w for w in run.advance(Due()).besides.warnings if isinstance(w, Forgotten))]
 
 
 @pytest.mark.parametrize("name", FORGOTTEN)
@@ -158,12 +158,12 @@ async def careful() -> int:
 
 def test_what_is_awaited_later_gathered_or_started_is_not(crash: bool) -> None:
     run = Run(app, "careful", crash=crash)
-    said: list[str] = [*run.last.warnings]
-    said += run.advance(Due(), after=2000).warnings
+    said: list[str] = [*run.last.besides.warnings]
+    said += run.advance(Due(), after=2000).besides.warnings
     for seq in list(run.machine.steps):
-        said += run.done(seq, 1).warnings
+        said += run.done(seq, 1).besides.warnings
     for seq in list(run.machine.steps):
-        said += run.done(seq, 1).warnings
+        said += run.done(seq, 1).besides.warnings
     assert run.machine.ended
     assert said == []
 
@@ -178,9 +178,9 @@ async def waits_first() -> None:
 def test_a_run_that_leaves_memory_or_is_cancelled_has_forgotten_nothing() -> None:
     run = Run(app, "waits_first")
     run.machine.close()
-    assert not run.last.warnings
+    assert not run.last.besides.warnings
     run.reload()
-    assert not run.advance(Due(), after=1000).warnings
+    assert not run.advance(Due(), after=1000).besides.warnings
     assert list(run.machine.steps) == [2]
 
 
@@ -193,7 +193,7 @@ async def refused() -> None:
 
 
 def test_what_was_refused_was_not_forgotten() -> None:
-    assert not Run(app, "refused").last.warnings
+    assert not Run(app, "refused").last.besides.warnings
 
 
 def test_a_replay_says_nothing_again() -> None:
@@ -206,9 +206,9 @@ def test_a_replay_says_nothing_again() -> None:
 
     app.steps["act"] = act
     run = Run(app, "flow")
-    assert len(run.last.warnings) == 1
+    assert len(run.last.besides.warnings) == 1
     run.reload()
-    assert not run.advance(Due(), after=1000).warnings
+    assert not run.advance(Due(), after=1000).besides.warnings
 
 
 def test_a_reducer_forgets_a_command_that_it_does_not_return() -> None:
@@ -225,7 +225,7 @@ def test_a_reducer_forgets_a_command_that_it_does_not_return() -> None:
     run = Run(app, "machine")
     (warning,) = _warnings(run)
     assert "sf.sleep() at " in warning
-    assert not run.done(1).warnings
+    assert not run.done(1).besides.warnings
     assert run.machine.ended
 
 

@@ -458,7 +458,7 @@ def test_it_goes_on_from_before_each_event_and_each_replay_agrees(play: Play) ->
             times = [event for event in shared if isinstance(event, TimeoutReached | RunRetried)]
             is_over = bool(times) and isinstance(times[-1], TimeoutReached)
             assert machine.over_at == (0 if is_over else clock + machine.time_limit), at
-        element = encode_transition(machine.at, effects.events, effects.unrecorded)
+        element = encode_transition(machine.at, effects.events, effects.besides.unrecorded)
         opened = msgspec.structs.replace(head, status=effects.status, version=1)
         stored = [element]
         again = rehydrate(app, Partition.RUN, "forked", opened, b"", decode_history(stored))
@@ -543,8 +543,8 @@ def test_a_fork_that_does_not_fit_fails_and_harms_nothing() -> None:
     assert failed.failure.kind == "NotForked"
     assert failed.failure.message.endswith("retry this run, or fork from before that.")
     assert "continues" not in failed.failure.message
-    assert (list(effects.outbox), list(effects.revoked), effects.jobs) == ([], [], [])
-    assert effects.attributes == {"step": "first", "forked_from": "rich"} or effects.attributes == {
+    assert (list(effects.besides.outbox), list(effects.besides.revoked), effects.jobs) == ([], [], [])
+    assert effects.besides.attributes == {"step": "first", "forked_from": "rich"} or effects.besides.attributes == {
         "forked_from": "rich"
     }
 
@@ -615,7 +615,7 @@ def test_a_fork_that_failed_at_once_is_retried_as_itself(at: int | None) -> None
     again = rehydrate(mended, Partition.RUN, "forked", failed, b"", decode_history(stored), retry=point)
     request = RetryRequest("a" * 32, failed.created, 1)
     effects = again.advance([request], history[-1].at)
-    assert effects.events, effects.answers
+    assert effects.events, effects.besides.answers
     assert isinstance(effects.events[0], RunRetried)
     assert (again.created, again.parent, again.run_id) == (fork.created, "", "forked")
     stored.append(encode_transition(again.at, effects.events))

@@ -44,7 +44,7 @@ def test_a_run_continues_with_a_new_input_and_a_fresh_history(crash: bool) -> No
     run.advance(signal("add", 1))
     run.advance(signal("add", 2))
     assert kinds(run.last) == ["SignalReceived", "RunContinued"]
-    assert run.last.fresh
+    assert run.last.besides.fresh
     assert not run.last.ended
     assert len(run.elements) == 1
     assert plain(run.history[-1].input) == {"total": 3, "left": 2}  # type: ignore[union-attr]
@@ -70,7 +70,7 @@ def test_messages_that_no_generation_waits_for_do_not_grow_without_end(
     for n in range(1, 30):
         numbers = [signal("number", 1000 + n) for _ in range(3)]
         run.advance(*numbers, signal("rare", 2000), signal("add", 1) if n < 29 else signal("number", 1000))
-        warnings += run.last.warnings
+        warnings += run.last.besides.warnings
         begun = run.history[-1] if n < 29 else run.history[0]
         assert isinstance(begun, RunContinued) or n == 29
     begun = next(event for event in reversed(run.history) if isinstance(event, RunContinued))
@@ -88,7 +88,7 @@ def test_a_question_that_is_not_carried_over_is_refused(crash: bool, monkeypatch
     monkeypatch.setattr(driving, "UNTAKEN_BYTES", 2 * (driving.UNTAKEN_OVERHEAD + 1))
     run = Run(counter_app(), "counter", 0, 1, crash=crash)
     run.advance(*(ask("why", n, n) for n in range(3)), signal("add", 1))
-    [refused] = run.last.answers
+    [refused] = run.last.besides.answers
     assert refused.id == f"{0:032x}"
     assert refused.failure is not None
     assert refused.failure.kind == "ContinuedAsNew"
@@ -140,7 +140,7 @@ def test_what_is_open_is_cancelled_and_the_run_keeps_its_start_time(crash: bool)
     run = Run(app, "flow", 0, crash=crash)
     run.advance(signal("go"), after=500)
     assert kinds(run.last) == ["SignalReceived", "StepCancelled", "RunContinued"]
-    assert [(m.target, m.kind) for m in run.last.outbox] == [("r.1", "cancel")]
+    assert [(m.target, m.kind) for m in run.last.besides.outbox] == [("r.1", "cancel")]
     run.advance(ChildCompleted(3, "child", raw("x")), after=500)
     assert kinds(run.last) == ["ChildCompleted", "RunCompleted"]
     assert run.last.events[-1].ms == 1000  # type: ignore[union-attr]
@@ -328,9 +328,9 @@ def patient_app(obedient: bool) -> sf.App:
 def test_a_long_history_warns_and_then_raises_history_too_long(crash: bool) -> None:
     run = Run(patient_app(obedient=True), "flow", 0, crash=crash)
     warnings: list[str] = []
-    while not run.last.fresh:
+    while not run.last.besides.fresh:
         run.advance(signal("add", 1))
-        warnings += run.last.warnings
+        warnings += run.last.besides.warnings
     assert len(warnings) == 1
     assert "10 events" in warnings[0]
     assert kinds(run.last)[:2] == ["HistoryLimitReached", "RunContinued"]
@@ -548,17 +548,17 @@ def test_the_answer_of_a_question_leaves_with_the_transition(crash: bool) -> Non
     run = Run(app, "account", 1, crash=crash)
     run.advance(ask("deposit", 5))
     assert kinds(run.last) == ["AskReceived", "AskAnswered"]
-    (answer,) = run.last.answers
+    (answer,) = run.last.besides.answers
     assert (answer.id, plain(answer.result), answer.failure) == (f"{1:032x}", 6, None)
     run.advance(ask("deposit", -1, 2), ask("deposit", "x", 3), ask("deposit", 1, 4))
-    refused, invalid, fine = run.last.answers
+    refused, invalid, fine = run.last.besides.answers
     assert refused.failure == Failure("Refused", "only deposits")
     assert invalid.failure is not None
     assert invalid.failure.kind == "PayloadInvalid"
     assert plain(fine.result) == 7
     run.advance(ask("deposit", 93, 5))
     assert result_of(run.last) == 100
-    assert len(run.last.answers) == 1
+    assert len(run.last.besides.answers) == 1
 
 
 def test_a_question_that_came_early_is_kept_and_is_never_a_signal(crash: bool) -> None:
@@ -592,7 +592,7 @@ def test_open_questions_are_carried_over_or_refused_when_a_run_continues(crash: 
 
     run = Run(app, "flow", 0, crash=crash)
     run.advance(ask("x", 1, 1), ask("x", 2, 2))
-    first, second = run.last.answers
+    first, second = run.last.besides.answers
     assert first.failure is not None
     assert first.failure.kind == "ContinuedAsNew"
     assert (second.id, plain(second.result)) == (f"{2:032x}", 2)
@@ -644,10 +644,10 @@ def test_a_reducer_answers_with_commands(crash: bool) -> None:
 
     run = Run(app, "account", None, crash=crash)
     run.advance(ask("x", 4, 1), ask("x", 0, 2), ask("later", 0, 3))
-    assert [(a.id[-1], plain(a.result)) for a in run.last.answers] == [("1", 8), ("2", None)]
-    assert run.last.answers[1].failure == Failure("Refused", "nothing")
+    assert [(a.id[-1], plain(a.result)) for a in run.last.besides.answers] == [("1", 8), ("2", None)]
+    assert run.last.besides.answers[1].failure == Failure("Refused", "nothing")
     run.advance(signal("go"))
-    assert [(a.id[-1], plain(a.result)) for a in run.last.answers] == [("3", "at last")]
+    assert [(a.id[-1], plain(a.result)) for a in run.last.besides.answers] == [("3", "at last")]
 
 
 # --- children ---------------------------------------------------------------------------------------------------------
@@ -713,7 +713,7 @@ def test_each_child_has_its_own_policy_for_the_end_of_its_parent(crash: bool) ->
     run = Run(policy_app(), "flow", crash=crash)
     run.advance(signal("end", "done"))
     assert kinds(run.last) == ["SignalReceived"]
-    assert [(m.target, m.kind) for m in run.last.outbox] == [("r.1", "cancel")]
+    assert [(m.target, m.kind) for m in run.last.besides.outbox] == [("r.1", "cancel")]
     run.advance(signal("end", "nobody listens"), events.ChildFailed(1, "child", Failure("RunCancelled", "")))
     assert not run.last.ended
     run.advance(ChildCompleted(3, "child", raw("x")), after=100)
@@ -752,7 +752,7 @@ def test_a_cancel_hurries_the_children_that_the_end_waits_for(crash: bool) -> No
     run = Run(policy_app(), "flow", crash=crash)
     run.advance(signal("end", "done"))
     run.advance(CancelRequested("hurry"))
-    assert [(m.target, m.kind) for m in run.last.outbox] == [("r.3", "cancel")]
+    assert [(m.target, m.kind) for m in run.last.besides.outbox] == [("r.3", "cancel")]
     run.advance(events.ChildFailed(3, "child", Failure("RunCancelled", "hurry"), cancelled=True))
     assert result_of(run.last) == "done"
 
@@ -762,7 +762,7 @@ def test_terminating_waits_for_no_child(crash: bool) -> None:
     run.advance(signal("end", "done"))
     run.advance(CancelRequested("now", terminate=True))
     assert kinds(run.last) == ["CancelRequested", "RunCancelled"]
-    assert ("r.3", "cancel") in [(m.target, m.kind) for m in run.last.outbox]
+    assert ("r.3", "cancel") in [(m.target, m.kind) for m in run.last.besides.outbox]
 
 
 def test_a_reducer_waits_for_children_too(crash: bool) -> None:

@@ -37,7 +37,7 @@ def fanning(state: list[Any], event: sf.Event) -> sf.Decision:
 
 
 def sent(run: Run) -> list[tuple[str, bytes]]:
-    return [(message.kind, message.identity) for message in run.last.outbox if message.kind != "start"]
+    return [(message.kind, message.identity) for message in run.last.besides.outbox if message.kind != "start"]
 
 
 def identities(*groups: list[int], workflow: str = "forwarding", target: str = "t", **options: Any) -> list[bytes]:
@@ -104,4 +104,4 @@ def test_a_trace_has_no_part_in_it() -> None:
     for run in (plain, traced):
         run.advance(SignalReceived("in", raw(1)))
     assert sent(plain) == sent(traced)
-    assert plain.last.outbox[0].body != traced.last.outbox[0].body
+    assert plain.last.besides.outbox[0].body != traced.last.besides.outbox[0].body

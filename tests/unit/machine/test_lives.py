@@ -72,8 +72,8 @@ def test_two_lives_have_children_of_different_ids(crash: bool) -> None:
 
 def test_a_childs_link_names_the_life_of_its_parent() -> None:
     run = Run(app, "parent", created=900)
-    assert run.last.outbox[0].kind == "start"
-    assert plain(run.last.outbox[0].body)[2] == str(ParentLink("r", 1, 900)) == "r#1@900"
+    assert run.last.besides.outbox[0].kind == "start"
+    assert plain(run.last.besides.outbox[0].body)[2] == str(ParentLink("r", 1, 900)) == "r#1@900"
 
 
 @pytest.mark.parametrize("created", [0, 899, 901])
@@ -111,20 +111,22 @@ def test_a_run_that_has_no_code_here_drops_it_too() -> None:
 
 def test_a_child_reports_to_the_life_that_started_it() -> None:
     run = Run(app, "child", "x", parent="up#7@900")
-    [message] = run.last.outbox
+    [message] = run.last.besides.outbox
     assert (message.target, message.kind) == ("up", "child")
     assert plain(message.body) == ["child-done", 7, "child", "x", 900, "r"]
     run = Run(app, "parent", parent="up#7@900")
-    [message] = [one for one in run.advance(CancelRequested("why", terminate=True)).outbox if one.kind == "child"]
+    [message] = [
+        one for one in run.advance(CancelRequested("why", terminate=True)).besides.outbox if one.kind == "child"
+    ]
     assert plain(message.body)[1] == 7
     assert plain(message.body)[-4:] == [True, 900, "r", ""]
 
 
 def test_signals_and_cancels_are_for_the_child_of_the_link_only() -> None:
     run = Run(app, "parent", created=900)
-    [_, signal] = run.last.outbox
+    [_, signal] = run.last.besides.outbox
     run.advance(CancelRequested("the code ends, the run waits for the child"))
-    [cancel] = run.advance(CancelRequested("enough")).outbox
+    [cancel] = run.advance(CancelRequested("enough")).besides.outbox
     for message, kind, body in ((signal, "signal", ["go", 1]), (cancel, "cancel", "enough")):
         delivery = to_delivery("1-1", message.kind, message.target, message.body)
         assert (delivery.kind, delivery.parent, plain(delivery.body)) == (kind, "r#1@900", body)
@@ -156,8 +158,8 @@ def test_a_reducers_snapshot_knows_its_life() -> None:
 def test_a_run_that_began_under_an_earlier_release_goes_on_as_it_began(crash: bool) -> None:
     """Its children have the ids that are in its history, and so have those that it starts later."""
     run = Run(app, "parent", crash=crash)
-    assert [(one.target, one.kind) for one in run.last.outbox] == [("r.1", "start"), ("r.1", "signal")]
-    assert plain(run.last.outbox[0].body)[2] == "r#1"
+    assert [(one.target, one.kind) for one in run.last.besides.outbox] == [("r.1", "start"), ("r.1", "signal")]
+    assert plain(run.last.besides.outbox[0].body)[2] == "r#1"
     assert not run.advance(CompletedChild(1, "child", raw("of a later life"), 900)).events
     run.advance(CompletedChild(1, "child", raw("A")))
     run.advance(CompletedChild(3, "child", raw("B")))

@@ -47,7 +47,7 @@ def test_it_is_stuck_with_whatever_code_and_ends_when_it_is_terminated(workflow:
     ending = last.events[-1]
     assert isinstance(ending, events.RunCancelled)
     assert ending.reason == "no use; its history is lost: x.run is missing"
-    assert [(message.kind, message.target) for message in last.outbox] == [("child", "p")]
+    assert [(message.kind, message.target) for message in last.besides.outbox] == [("child", "p")]
     assert RAN == []
 
 

@@ -195,7 +195,7 @@ class Owned:
                 break
             except Bug as bug:
                 reason = reason_of(bug)
-        self.refused = effects.answers[0].failure
+        self.refused = effects.besides.answers[0].failure
         if self.refused is not None:
             return False
         self.machine = machine
@@ -204,9 +204,9 @@ class Owned:
 
     def _commit(self, machine: RunMachine, effects: Effects) -> Effects:
         if effects.events:
-            if effects.fresh:
+            if effects.besides.fresh:
                 self.elements.clear()
-            self.elements.append(events.encode_transition(machine.at, effects.events, effects.unrecorded))
+            self.elements.append(events.encode_transition(machine.at, effects.events, effects.besides.unrecorded))
             self.state = machine.snapshot()
             self.signals += sum(isinstance(event, SignalReceived) for event in effects.events)
             self.status = effects.status
@@ -310,7 +310,7 @@ def _same_wherever_owners_die(workflow: str, argument: Any, turns: Any, releases
                 run.take(*inputs, after=after)
             signals += sum(type(one) is SignalReceived for one in inputs)
             assert steady.signals == signals or steady.last.ended
-            answered = sorted(answer.id for answer in steady.last.answers if answer.name == "retry")
+            answered = sorted(answer.id for answer in steady.last.besides.answers if answer.name == "retry")
             assert answered == sorted(one.id for one in inputs if type(one) is RetryRequest)
         assert (steady.elements, steady.state) == (dying.elements, dying.state)
         assert steady.status is dying.status

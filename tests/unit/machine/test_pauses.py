@@ -60,7 +60,7 @@ def pauses(run: Run, *inputs: Any, pause: RunPaused = PAUSE) -> Effects:
     loaded(run, pause)
     effects = run.advance(*inputs, after=1)
     assert effects.status is Status.PAUSED
-    assert (effects.jobs, list(effects.outbox), effects.ended) == ([], [], False)
+    assert (effects.jobs, list(effects.besides.outbox), effects.ended) == ([], [], False)
     assert pause_of(header_of(run), run.state, run.transitions()) == pause
     return effects
 
@@ -143,7 +143,7 @@ def test_what_comes_meanwhile_is_recorded_and_delivered_in_order() -> None:
     run = Run(app_of(flow), "flow")
     effects = pauses(run, SignalReceived("go", raw(1)), done(1, "A"), SignalReceived("go", raw(2)))
     assert kinds(effects) == ["RunPaused", "SignalReceived", "StepCompleted", "SignalReceived"]
-    assert run.advance(AskReceived("0" * 32, "state", raw(None)), after=1).answers == ()
+    assert run.advance(AskReceived("0" * 32, "state", raw(None)), after=1).besides.answers == ()
     effects = resumes(run)
     assert kinds(effects) == ["PauseEnded", "TimerSet"]
     assert effects.status is Status.RUNNING

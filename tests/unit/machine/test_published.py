@@ -53,17 +53,17 @@ def go(name: str = "go") -> SignalReceived:
 
 
 def published(run: Run) -> dict[str, object] | None:
-    found = run.last.published
+    found = run.last.besides.published
     return None if found is None else {key: plain(data) for key, data in found.items()}
 
 
 def test_the_calls_are_effects_and_the_last_of_a_name_counts() -> None:
     run = Run(app, "talking")
-    assert (run.last.attributes, published(run)) == ({"a": 1, "b": "x"}, {"at": 0})
+    assert (run.last.besides.attributes, published(run)) == ({"a": 1, "b": "x"}, {"at": 0})
     run.advance(go())
-    assert (run.last.attributes, published(run)) == ({"a": 10, "b": None, "c": True}, {"at": 1, "again": 10})
+    assert (run.last.besides.attributes, published(run)) == ({"a": 10, "b": None, "c": True}, {"at": 1, "again": 10})
     run.advance(go("other"))
-    assert (run.last.attributes, run.last.published) == (None, None)
+    assert (run.last.besides.attributes, run.last.besides.published) == (None, None)
 
 
 def test_they_are_not_events_and_a_replay_does_not_repeat_them() -> None:
@@ -71,9 +71,9 @@ def test_they_are_not_events_and_a_replay_does_not_repeat_them() -> None:
     run.advance(go())
     assert run.names == ["RunStarted", "SignalReceived"]
     machine = run.reload()
-    assert (machine.effects.attributes, machine.effects.published) == (None, None)
+    assert (machine.effects.besides.attributes, machine.effects.besides.published) == (None, None)
     run.advance(go())
-    assert run.last.attributes == {"a": 20, "b": None, "c": True, "late": True}
+    assert run.last.besides.attributes == {"a": 20, "b": None, "c": True, "late": True}
     assert published(run) == {"at": "the end", "again": 20}
     assert run.last.ended
 
@@ -82,8 +82,8 @@ def test_code_of_an_evicted_run_sets_and_publishes_nothing() -> None:
     run = Run(app, "talking")
     run.machine.close()
     other = Run(app, "talking")
-    assert other.machine.effects.published is None
-    assert other.machine.effects.attributes is None
+    assert other.machine.effects.besides.published is None
+    assert other.machine.effects.besides.attributes is None
 
 
 def test_a_reducer_knows_its_attributes_from_its_header() -> None:
@@ -91,7 +91,7 @@ def test_a_reducer_knows_its_attributes_from_its_header() -> None:
     run.advance(*(go() for _ in range(32)))
     assert not run.last.ended
     attributes: dict[str, Attribute] = {f"a{number}": number for number in range(1, 33)}
-    assert run.last.attributes == attributes
+    assert run.last.besides.attributes == attributes
     header = Header("running", 2, "c", 1000, 0, "filling", "", "", attributes)
     run.machine = rehydrate(app, Partition.RUN, "r", header, run.state, run.transitions())
     run.advance(go())
@@ -105,7 +105,7 @@ def test_limits_apply_to_one_generation_whether_it_is_replayed_or_not() -> None:
     for _ in range(19):
         assert not run.last.ended, run.history[-1]
         run.advance(go())
-        assert run.last.fresh
+        assert run.last.besides.fresh
         run.elements = run.elements[-1:]  # as the store keeps them
         run.reload()
     assert run.machine.attributes == {"generation20": "x" * 250, "generation": 20}

@@ -83,7 +83,7 @@ def test_a_reducer_gets_events_and_its_commands_are_decisions() -> None:
     assert run.machine.next_due == 61_000
     assert kinds(run.done(1, 5)) == ["StepCompleted", "ChildStarted"]
     assert kinds(run.advance(Due(), after=60_000)) == ["TimerFired", "SignalSent"]
-    assert [(m.kind, m.target) for m in run.last.outbox] == [("signal", "other")]
+    assert [(m.kind, m.target) for m in run.last.besides.outbox] == [("signal", "other")]
     run.advance(events.ChildFailed(3, "child", Failure("E", "broke")))
     assert result_of(run.last) == ["in5", "r.3", "broke", ["Started", "StepDone", "TimerDone", "ChildFailure"]]
 
@@ -217,7 +217,7 @@ def test_a_state_that_the_code_cannot_read_makes_the_run_stuck() -> None:
     assert kinds(run.advance(Due(), after=60_000)) == ["TimerFired"]
     assert run.reload(app).resumable
     assert kinds(run.advance()) == ["RunResumed", "ChildStarted", "SignalSent"]
-    assert run.last.outbox[0].target == "r.3"
+    assert run.last.besides.outbox[0].target == "r.3"
     run.reload()
     run.advance(events.ChildFailed(3, "child", Failure("E", "broke")))
     assert result_of(run.last)[0] == "in5"

@@ -254,7 +254,7 @@ def test_a_stuck_run_can_be_cancelled() -> None:
     run.advance()
     effects = run.advance(CancelRequested("hopeless"))
     assert kinds(effects) == ["RunResumed", "CancelRequested", "RunCancelled"]
-    assert effects.cancelled == [2]
+    assert effects.besides.cancelled == [2]
     assert effects.status == "cancelled"
 
 

@@ -35,7 +35,7 @@ def crash(request: pytest.FixtureRequest) -> bool:
 
 def answered(effects: Effects) -> Any:
     """What the owner answers: the result, or the kind of the failure."""
-    [answer] = effects.answers
+    [answer] = effects.besides.answers
     return plain(answer.result) if answer.failure is None else answer.failure.kind
 
 
@@ -278,7 +278,7 @@ def test_a_run_that_has_undone_things_is_retried_only_if_one_insists(crash: bool
     before = run.elements[:]
     effects = run.retry()
     assert answered(effects) == "StepsUndone"
-    assert "step act (number 3)" in str(effects.answers[0].failure)
+    assert "step act (number 3)" in str(effects.besides.answers[0].failure)
     assert effects.ended
     assert effects.status == Status.FAILED
     assert run.elements == before
@@ -328,7 +328,7 @@ def test_signals_and_answers_that_were_sent_are_named() -> None:
     run.failed(1)
     run.advance(AskReceived("a" * 32, "why", raw(None)))
     assert run.names[-1] == "RunFailed"
-    [answer] = run.retry().answers
+    [answer] = run.retry().besides.answers
     assert "signal help to run other" in str(answer.failure)
     assert "the answer to question why" in str(answer.failure)
 
@@ -536,7 +536,7 @@ def test_a_cancel_behind_the_point_is_void_and_one_before_it_counts() -> None:
 
 
 def sent_again(effects: Effects) -> list[tuple[str, AgainRequest]]:
-    sent = [(one.target, one.body) for one in effects.outbox if one.kind == "again"]
+    sent = [(one.target, one.body) for one in effects.besides.outbox if one.kind == "again"]
     return [(target, msgspec.msgpack.decode(body, type=AgainRequest)) for target, body in sent]
 
 
@@ -557,13 +557,13 @@ def test_a_run_has_the_children_go_on_that_it_waited_for(crash: bool) -> None:
     assert retried(run).children == [1]
 
     # It ends for the cancel that is void: it is asked again, and its end doesn't count.
-    before = effects.outbox[0].identity
+    before = effects.besides.outbox[0].identity
     run.done(2, "A", attempt=2)
     late = FailedChild(1, "child", Failure("RunCancelled", "the parent run r ended"), True, 900, "kid")
     effects = run.advance(late)
     assert effects.events == []
     assert [target for target, _ in sent_again(effects)] == ["kid"]
-    assert effects.outbox[0].identity not in ("", before)
+    assert effects.besides.outbox[0].identity not in ("", before)
     run.advance(msgspec.structs.replace(late, again="f" * 32))
     assert run.names[-2:] == ["ChildFailed", "RunFailed"]
 
@@ -818,8 +818,8 @@ def test_an_attempt_is_given_up_and_the_next_one_begins(queue: str | None, crash
     run = Run(app, "flow", crash=crash)
     effects = run.advance(give_up(1, 1))
     assert answered(effects) == {"kept": 0, "steps": [{"name": "act", "seq": 1, "attempt": 2}]}
-    assert list(effects.cancelled) == ([] if queue else [1])
-    assert [(job.seq, job.attempt) for job in effects.revoked] == ([(1, 1)] if queue else [])
+    assert list(effects.besides.cancelled) == ([] if queue else [1])
+    assert [(job.seq, job.attempt) for job in effects.besides.revoked] == ([(1, 1)] if queue else [])
     assert effects.jobs == []
     assert str(effects.events[0].failure) == "GivenUp: given up by kim: it hangs"  # type: ignore[union-attr]
     assert run.machine.next_due == run.at + 1
@@ -845,7 +845,7 @@ def test_a_step_that_waits_begins_at_once_when_its_wait_is_given_up(crash: bool)
     run = Run(app, "flow", crash=crash)
     run.failed(1)
     run.advance(give_up(1, 2))
-    assert list(run.last.cancelled) == [1]
+    assert list(run.last.besides.cancelled) == [1]
     run.advance(Due(), after=1)
     assert [(job.seq, job.attempt) for job in run.last.jobs] == [(1, 3)]
     if not crash:  # no event says that an attempt has begun, so a new owner begins it again

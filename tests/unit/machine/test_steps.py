@@ -365,7 +365,7 @@ def test_the_end_of_a_run_revokes_attempts_that_another_owner_enqueued() -> None
     assert [job.attempt for job in run.last.jobs] == [2]
     run.reload()  # its history doesn't say that attempt 2 was offered
     run.advance(CancelRequested("enough"), after=1)
-    assert [(job.seq, job.attempt) for job in run.last.revoked] == [(1, 2)]
+    assert [(job.seq, job.attempt) for job in run.last.besides.revoked] == [(1, 2)]
 
 
 def test_a_step_of_a_queue_is_not_in_flight_at_the_owner() -> None:

@@ -163,7 +163,7 @@ def test_a_signal_of_the_wrong_type_is_skipped_with_a_warning() -> None:
     run = Run(app, "approve")
     run.advance(SignalReceived("go", raw("yes")))
     assert kinds(run.last) == ["SignalReceived", "SignalSkipped"]
-    assert "value of signal go is not a bool" in run.last.warnings[0]
+    assert "value of signal go is not a bool" in run.last.besides.warnings[0]
     assert result_of(run.advance(SignalReceived("go", raw(False)))) is False
 
 
@@ -177,13 +177,13 @@ def test_a_signal_to_another_run_leaves_through_the_outbox() -> None:
 
     run = Run(local, "flow")
     assert kinds(run.last) == ["RunStarted", "SignalSent", "RunCompleted"]
-    (message,) = run.last.outbox
+    (message,) = run.last.besides.outbox
     assert (message.target, message.kind, plain(message.body)) == ("other", "signal", ["go", [1]])
 
 
 def test_a_child_is_started_through_the_outbox_and_its_result_awaited() -> None:
     run = Run(app, "parent", tenant="acme")
-    (message,) = run.last.outbox
+    (message,) = run.last.besides.outbox
     assert (message.target, message.kind) == ("r.1", "start")
     assert plain(message.body) == ["child", "acme", "r#1", [3]]
     assert kinds(run.advance(ChildCompleted(1, "child", raw(3)))) == ["ChildCompleted", "RunCompleted"]
@@ -205,13 +205,13 @@ def test_a_childs_result_of_the_wrong_type_is_its_failure() -> None:
 def test_an_ending_child_sends_its_outcome_to_its_parent() -> None:
     run = Run(app, "child", 3, parent="up#7")
     run.done(1, 3)
-    (message,) = run.last.outbox
+    (message,) = run.last.besides.outbox
     event: Any = msgspec.msgpack.decode(message.body, type=AnyEvent)
     assert (message.target, message.kind) == ("up", "child")
     assert isinstance(event, ChildCompleted)
     assert (event.seq, event.name, plain(event.result)) == (7, "child", 3)
     run = Run(app, "child", 3, parent="up#7")
-    event = msgspec.msgpack.decode(run.advance(CancelRequested("why")).outbox[0].body, type=AnyEvent)
+    event = msgspec.msgpack.decode(run.advance(CancelRequested("why")).besides.outbox[0].body, type=AnyEvent)
     assert event == events.ChildFailed(7, "child", Failure("RunCancelled", "why"), cancelled=True)
 
 
@@ -227,7 +227,7 @@ def test_a_childs_id_and_tenant_can_be_chosen() -> None:
         await sf.gather(inner(), inner.options(id="mine", tenant="beta")())
 
     run = Run(local, "flow", tenant="acme", run_id="acme/r", partition=Partition.TENANT)
-    assert [message.target for message in run.last.outbox] == ["acme/r.1", "beta/mine"]
+    assert [message.target for message in run.last.besides.outbox] == ["acme/r.1", "beta/mine"]
 
 
 def test_terminating_ends_the_run_its_steps_and_its_children() -> None:
@@ -256,8 +256,8 @@ def test_terminating_ends_the_run_its_steps_and_its_children() -> None:
     run.advance(CancelRequested("enough", terminate=True))
     assert kinds(run.last) == ["CancelRequested", "RunCancelled"]
     assert run.last.status == "cancelled"
-    assert run.last.cancelled == [2]
-    assert [(m.target, m.kind) for m in run.last.outbox] == [("r.1", "cancel")]
+    assert run.last.besides.cancelled == [2]
+    assert [(m.target, m.kind) for m in run.last.besides.outbox] == [("r.1", "cancel")]
     assert cleaned == ["helper"], "finally blocks run, and decide nothing"
     assert run.advance(Due(), after=9).ended
     assert not run.last.events
@@ -274,8 +274,8 @@ def test_a_run_that_ends_cancels_what_it_leaves_open() -> None:
     run = Run(local, "flow")
     assert kinds(run.last)[-1] == "RunFailed"
     assert failure_in(run.last).kind == "TypeError"
-    assert [message.kind for message in run.last.outbox] == ["start", "cancel"]
-    assert run.last.cancelled == [2]
+    assert [message.kind for message in run.last.besides.outbox] == ["start", "cancel"]
+    assert run.last.besides.cancelled == [2]
     assert not run.last.jobs
 
 

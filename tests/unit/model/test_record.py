@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamflow.model.record import LISTED, OPEN, Header, ParentLink, Status, decode_header, incarnation_of, parent_link
+from streamflow.model.record import (
+    LISTED,
+    OPEN,
+    Header,
+    ParentLink,
+    Status,
+    decode_header,
+    incarnation_of,
+    parent_link,
+)
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]{0,40}", fullmatch=True).filter(lambda name: name != "-")
 moments = st.integers(min_value=0, max_value=2**53)

@@ -79,8 +79,8 @@ def started(effects: Effects) -> None:
 
 async def test_an_answer_ends_the_wait_of_the_caller(scripted: Callable[..., Scripted]) -> None:
     def answer(effects: Effects) -> None:
-        effects.answers = [AskAnswered("a" * 32, "seats", Raw(msgspec.msgpack.encode(7)))]
-        effects.events = [effects.answers[0]]
+        effects.own_besides().answers = [AskAnswered("a" * 32, "seats", Raw(msgspec.msgpack.encode(7)))]
+        effects.events = [effects.besides.answers[0]]
 
     scripted(started, answer)
     async with sft.Sandbox(app) as sandbox:
@@ -93,7 +93,7 @@ async def test_the_newest_published_values_are_kept(scripted: Callable[..., Scri
     def publish(**values: bytes) -> Callable[[Effects], None]:
         def script(effects: Effects) -> None:
             effects.events = [SignalReceived("any", NOTHING)]
-            effects.published = values
+            effects.own_besides().published = values
 
         return script
 
@@ -110,7 +110,7 @@ async def test_a_run_that_continues_as_new_keeps_what_comes_from_there_on(script
 
     def fresh(effects: Effects) -> None:
         effects.events = [SignalReceived("any", NOTHING), again, TimerSet(2, 5)]
-        effects.fresh = True
+        effects.own_besides().fresh = True
 
     scripted(started, fresh)
     async with sft.Sandbox(app) as sandbox:
@@ -137,8 +137,8 @@ async def test_attempts_that_are_revoked_or_cancelled_have_no_outcome(scripted: 
 
     def give_up(effects: Effects) -> None:
         effects.events = [SignalReceived("any", NOTHING)]
-        effects.revoked = [jobs[0]]
-        effects.cancelled = [2]
+        effects.own_besides().revoked = [jobs[0]]
+        effects.own_besides().cancelled = [2]
 
     machine = scripted(schedule, give_up)
     async with sft.Sandbox(app) as sandbox:

@@ -38,6 +38,7 @@ from streamflow.views.registry import (
     MAX_CAUSES,
     MAX_TENANTS,
     MAX_TEXT,
+    TOGETHER,
 )
 from streamflow.views.shard_views import VIEWS, ShardViews, merge_oldest
 
@@ -197,13 +198,25 @@ def test_what_is_rendered_is_json(log: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(views)) == views
 
 
-def test_each_view_folds_alone_as_it_does_with_the_others() -> None:
-    event = RunStarted("digest", "acme", NOTHING)
+@pytest.mark.parametrize(
+    "event",
+    [
+        RunStarted("digest", "acme", NOTHING),
+        StepCompleted(1, "charge", 1, 2.5, NOTHING),
+        StepCompleted(1, "charge", 2, 2.5, NOTHING),
+    ],
+)
+def test_each_view_folds_alone_as_it_does_with_the_others(event: Any) -> None:
     together = of(event).partials
     for view in VIEWS:
         alone = view.zero()
         view.fold(alone, "run-1", NOW, event)
         assert alone == together[view.name]
+
+
+@pytest.mark.parametrize("type_", TOGETHER)
+def test_what_is_folded_together_is_of_all_views_that_fold_it(type_: type) -> None:
+    assert TOGETHER[type_][0] == tuple(view.name for view in VIEWS if type_ in view.folds)
 
 
 # --- stored partials ------------------------------------------------------------------------------------------------
