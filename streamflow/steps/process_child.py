@@ -12,6 +12,7 @@ be some with what it has emitted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -25,11 +26,14 @@ from types import FrameType
 
 FOR_THE_PARENT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """A terminal or service manager sends these to every process that it knows of; the parent decides what they mean."""
+NICENESS = 5
+"""Added to that of the parent: where there are fewer processors than what computes, its event loop comes first."""
 LOOK_EVERY_MS = 500
 """Between two looks whether the parent is still there, where its end isn't reported by itself."""
 
 
 def main() -> None:
+    _let_the_parent_come_first()  # before all else: what is imported below takes as long as many a step
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     _leave_signals_to_the_parent()
@@ -50,6 +54,13 @@ def main() -> None:
             _send(connection, processes.answer_call(call, partial(_send, connection)))
     except (EOFError, OSError):  # the parent has closed the socket
         os._exit(0)
+
+
+def _let_the_parent_come_first() -> None:
+    os.nice(NICENESS)
+    # Where Linux shares processors among sessions first, as it does by default, that counts inside of this one only.
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:  # noqa: PTH123
+        group.write(str(NICENESS))
 
 
 def _leave_signals_to_the_parent() -> None:

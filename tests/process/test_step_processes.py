@@ -13,6 +13,7 @@ import pytest
 import streamflow as sf
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.events import StepFailed, StepRetrying
+from streamflow.steps.process_child import NICENESS
 from tests.process import fault_flows as flows
 from tests.process.fault_flows import begun
 from tests.process.faults import ServingProcess, until
@@ -73,6 +74,18 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def priority(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
+
+
+def among_sessions(pid: int) -> int | None:
+    """What its whole session has where Linux shares processors among sessions; None where it doesn't."""
+    try:
+        return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+    except (OSError, IndexError):
+        return None
+
+
 async def gone(pid: int, seconds: float = 1.0) -> None:
     async def ended() -> bool:
         return is_gone(pid)
@@ -89,13 +102,15 @@ async def of_kind(run: sf.Run[object], kind: type) -> list[object]:
 async def test_a_steps_process_dies_within_a_second_of_its_parent(
     serving: Serving, tmp_path: Path, command: str, step: str
 ) -> None:
-    """Also one that is busy in C code, where no thread of its own could notice."""
+    """Also one that is busy in C code, where no thread of its own could notice. Until then its parent comes first."""
     serves = serving.start("daemon")
     if command == "worker":
         serves, step = serving.start("worker"), f"{step}-queued"
     await serving.act(step, str(tmp_path / "journal"))
     [pid] = await step_began(tmp_path / "journal")
     assert not is_gone(pid)
+    assert priority(pid) == min(priority(serves.pid) + NICENESS, 19)
+    assert among_sessions(pid) in (NICENESS, None)
     serves.send(signal.SIGKILL)
     await gone(pid)
 
