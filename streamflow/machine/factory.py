@@ -152,15 +152,18 @@ def was_cancelled(transitions: Sequence[Transition]) -> bool:
     """Whether the code of a run with this history has got a request to cancel: a pause of its workflow doesn't hold
     that up. Not what is void because it was retried, or is a fork, nor what the generation before has got."""
     position = known = sum(len(transition.events) for transition in transitions)
+    first = first_position(transitions[0]) if transitions else 0
     for transition in reversed(transitions):
         for event in reversed(transition.events):
             position -= 1
+            if position < first:
+                return False
             if position >= known:
                 continue
             if isinstance(event, CancelRequested | RunRetried | RunContinued):
                 return isinstance(event, CancelRequested)
             if isinstance(event, RunForked):
-                known = first_position(transitions[0]) + event.kept
+                known = first + event.kept
     return False
 
 

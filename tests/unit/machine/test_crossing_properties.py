@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamflow import events
@@ -305,8 +305,20 @@ def play(both: tuple[Crossed, Crossed], turns: Any, releases: Any, asks: Any) ->
             run.check()
 
 
+NEVER: Any = [None] * 25
+
+
 @settings(max_examples=examples(150), deadline=None)
 @given(programs, words, moves, deploys, pauses, forks, moves)
+@example(  # a fork of which nothing is kept but the beginning of a generation, which the same transition had cancelled
+    [("step", 1), ("finally", ("step", 0), ("again",))],
+    (0, 0),
+    [[("s", 0)]],
+    NEVER,
+    [""] * 25,
+    [0, 0, 31],
+    [[("s", 0)], [("a", 0), ("a", 0), ("x", 0)], [("s", 0)]],
+)
 def test_pauses_times_forks_and_deaths_meet_in_any_order(
     parts: Any, word: Any, turns: Any, releases: Any, asks: Any, places: Any, later: Any
 ) -> None:
