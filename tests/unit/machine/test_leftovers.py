@@ -81,6 +81,7 @@ def no_collector() -> Iterator[None]:
     gc.collect()
     close_abandoned()  # what other tests left, and what that leaves
     gc.collect()
+    gc.freeze()  # what is alive now: to look through all of a long session took most of the time of these tests
     gc.disable()
     try:
         yield
