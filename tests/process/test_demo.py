@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -122,10 +123,12 @@ async def test_a_difference_is_shown_and_the_exit_code_is_1(tree: Path, monkeypa
         return msgspec.structs.replace(survey, totals=survey.totals + Totals(lines=1))
 
     monkeypatch.setattr(demo, "count_in_process", miscount)
+    monkeypatch.setattr(demo, "sysconfig", SimpleNamespace(get_path={"stdlib": tree}.__getitem__))
     console = Console(file=io.StringIO(), width=120)
-    assert await demo.run_demo(tree, as_json=False, console=console, daemons=2) == 1
+    assert await demo.run_demo(None, as_json=False, console=console, daemons=2) == 1
     assert isinstance(console.file, io.StringIO)
     assert "DIFFERENT from the direct count" in console.file.getvalue()
+    assert str(tree) in console.file.getvalue(), "without a path it is the standard library"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
