@@ -126,7 +126,7 @@ def sbom(root: Path, folder: Path, wheel: Path, version: str, epoch: str) -> Pat
     venv.create(environment, with_pip=False)
     python = environment / "bin/python"
     extras = ",".join(sorted(set(project(root)["optional-dependencies"]) - FOR_DEVELOPERS))
-    install = ("pip", "--python", python, "install", "-q")
+    install = ("pip", "--python", python, "install", "-q", "--no-compile")  # it is listed, and never runs
     run(sys.executable, "-m", *install, f"{wheel}[{extras}]", cwd=folder)
     for record in environment.glob("lib/python*/site-packages/streamflowd-*.dist-info/direct_url.json"):
         record.unlink()  # the path of the wheel, which is another one each time
