@@ -149,6 +149,7 @@ async def test_of_entries_whose_process_is_killed_each_starts_one_run(
             assert pending > 0, "it was killed between a start and its acknowledgement"
             others = [start("run", "queued"), start("run")]
             await until(lambda: left() == (0, 0), "the others have acknowledged all", 60.0)
+            await until(lambda: all(one.logged("receives from") for one in others), "the slower one has begun, too")
             for other in others:
                 other.send(signal.SIGTERM)
             assert [await other.wait() for other in others] == [0, 0]
