@@ -603,6 +603,20 @@ def test_a_fresh_history_is_marked_before_the_state() -> None:
 # --- collecting and putting back ------------------------------------------------------------------------------------
 
 
+def test_a_batch_says_whether_there_may_be_messages_in_it() -> None:
+    shard = owned()
+    shard.add_input("r", Due())
+    batch = ShardBatch(shard, shard.next_commit("s"))
+    batch.collect()
+    assert not batch.may_have_messages
+    assert batch.begin_waiting("r", [b"pending 0 - 900 0 collecting - -", b"body"])
+    assert batch.may_have_messages, "the start that has waited"
+    put(shard, signal("1-0", "r", "item", 1))
+    batch = ShardBatch(shard, shard.next_commit("s"))
+    batch.collect()
+    assert batch.may_have_messages
+
+
 def test_a_batch_has_limits_and_the_rest_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_module, "RUNS", 3)
     shard = owned()
