@@ -51,7 +51,7 @@ async def bench_chain(rig: Rig, options: Options, report: Report) -> None:
 async def _sizes(rig: Rig, options: Options, report: Report, runs: int) -> None:
     """What a run that has ended keeps, and what it writes: figures of the worksheet in docs/operations.md."""
     async with deployment(rig, options.shards, options.daemons) as system:
-        await _burst(system, "chain", max(runs // 4, 1), CHAIN_STEPS)
+        await _burst(system, "chain", runs, CHAIN_STEPS)  # lists that are as long for any number of runs are full
         await anyio.sleep(SETTLE_SECONDS)
         before = (await rig.used_memory(), await system.log_bytes(), await rig.appended())
         await _burst(system, "chain", runs, CHAIN_STEPS)

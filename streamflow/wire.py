@@ -43,6 +43,9 @@ from streamflow.store.kernel import Delivery
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.recording import Record, fits
 
+ABOUT_OTHERS = frozenset({"taken", "waiting"})
+"""Kinds of messages that the owner of a run takes, and not the run."""
+
 
 class InboxMessage(msgspec.Struct, frozen=True):
     """An entry of the inbox as it was read. `header`: of a new run (kind `start`), or the parent (`taken`).
@@ -63,7 +66,7 @@ class InboxMessage(msgspec.Struct, frozen=True):
     @property
     def is_for_run(self) -> bool:
         """Whether it is the run that takes it, and not its owner, whom it tells about others."""
-        return self.kind not in ("taken", "waiting")
+        return self.kind not in ABOUT_OTHERS
 
 
 def stream_order(entry_id: str) -> tuple[int, int]:
@@ -248,6 +251,26 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             _check_payload(message.body)
             parent = header.parent
             return RunStarted(header.workflow, header.tenant, Raw(message.body), parent, created=header.created)
+        if message.kind == "outcome":
+            outcome = _outcome.decode(message.body)
+            if not 0 <= outcome.ms <= MAX_STEP_MS:  # false for NaN, too: the views add durations up
+                raise BadMessage(f"an outcome with a duration of {outcome.ms} ms")
+            if outcome.records and not fits(outcome.records):
+                raise BadMessage(f"an outcome with {len(outcome.records)} recorded values, more or others than allowed")
+            result = outcome.result.copy() if outcome.failure is None else None
+            return Outcome(
+                outcome.seq,
+                outcome.attempt,
+                outcome.ms,
+                result,
+                outcome.failure,
+                outcome.permanent,
+                outcome.details.copy(),
+                outcome.kinds,
+                outcome.to_blame,
+                outcome.mark,
+                outcome.records,
+            )
         if message.kind == "signal":
             signal = _signal.decode(message.body)
             codec.check_payload(memoryview(signal.value), f"value of signal {signal.name}")
@@ -280,26 +303,6 @@ def decode_message(message: InboxMessage, header: Header | None) -> Input:
             return _resume.decode(message.body)
         if message.kind == "child":
             return _child.decode(message.body)
-        if message.kind == "outcome":
-            outcome = _outcome.decode(message.body)
-            if not 0 <= outcome.ms <= MAX_STEP_MS:  # false for NaN, too: the views add durations up
-                raise BadMessage(f"an outcome with a duration of {outcome.ms} ms")
-            if outcome.records and not fits(outcome.records):
-                raise BadMessage(f"an outcome with {len(outcome.records)} recorded values, more or others than allowed")
-            result = outcome.result.copy() if outcome.failure is None else None
-            return Outcome(
-                outcome.seq,
-                outcome.attempt,
-                outcome.ms,
-                result,
-                outcome.failure,
-                outcome.permanent,
-                outcome.details.copy(),
-                outcome.kinds,
-                outcome.to_blame,
-                outcome.mark,
-                outcome.records,
-            )
         if message.kind == "returned":
             seq, attempt, details = _returned.decode(message.body)
             return Returned(seq, attempt, details.copy())

@@ -68,10 +68,12 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.logged import LARGE, Origin, encode_logged, encode_origin
 from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
+from streamflow.model.references import MARK
 from streamflow.store.kernel import FRESH, Attempt, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import Pause
 from streamflow.wire import (
+    ABOUT_OTHERS,
     BadMessage,
     InboxMessage,
     OutboxMessage,
@@ -161,79 +163,85 @@ class Reduced(msgspec.Struct):
     transition: Transition | None
 
 
-class ShardBatch:
+class ShardBatch(msgspec.Struct, eq=False):
     """A batch from its collection to its commit. `work` by run id; `batch` is filled by `reduce`."""
 
-    def __init__(self, shard: OwnedShard, commit: str, tracing: Tracing | None = None, server: int = 0) -> None:
-        self.shard = shard
-        self.server = server
-        """That of the shard (`Store.server_of`)."""
-        self.tracing = tracing
-        self.received: list[tuple[str, str, str, str, int]] = []
-        """Signals and questions of traced runs: run id, kind, name, trace of the sender, ms of arrival."""
-        self.work: dict[str, RunWork] = {}
-        self.may_have_messages = False
-        """False: all of its work are outcomes of steps and due times."""
-        self.batch = Batch(commit)
-        self.reduced: list[Reduced] = []
-        self.sends: list[OutboxMessage] = []
-        self.outbox: list[OutboxEntry] = []
-        """All of `sends`, as the outbox gets them."""
-        self.poisoned: list[tuple[InboxMessage, str]] = []
-        self.child_conflicts: list[InboxMessage] = []
-        """Messages of kind `taken`: the id of a child belongs to another run."""
-        self.hints: list[InboxMessage] = []
-        """Messages of kind `waiting`: starts wait on the server, which the reader has noted."""
-        self.admitted: set[str] = set()
-        """Runs that begin here after their starts have waited."""
-        self.sent = 0
-        self.collected = 0
-        """Bytes of the inputs."""
-        self.divided: set[str] = set()
-        """Runs for which more waits than they get now."""
-        self.payloads: LargePayloads | None = None
-        """Where large payloads go, if they go to storage..."""
-        self.cut_from = sys.maxsize
-        """...and the bytes of a transition from which on it may have some."""
-        self.undecided: list[tuple[str, RunWork, Need]] = []
-        """Runs whose transitions have payloads that have to be stored first: they aren't in this commit."""
-        self.alone: set[str] = set()
-        """Runs that get what they have waited with, and nothing else."""
-        self.size = 0
-        """Bytes that the commit writes."""
-        self.notifications: list[tuple[str, bytes]] = []
-        """For waiting clients: answers to asks, and runs that have ended."""
-        self.noted: list[Noted] = []
-        """Runs that have failed or got stuck, for the log."""
-        self.logged = 0
-        """Bytes of run ids and transitions in its log entry."""
-        self.identity = ""
-        """That of the namespace's data."""
-        self.logs_whole = False
-        """There are groups of subscribers."""
-        self.retried: set[str] = set()
-        """Runs that have taken a request to retry them: they refuse others."""
-        self.refused: dict[str, Failure] = {}
-        """Ended runs that can't be retried, and why."""
-        self.outcomes: dict[str, list[tuple[AgainRequest, CompletedChild | FailedChild]]] = {}
-        """What parents that go on get of their children that have ended: by the child's id."""
-        self.absent: set[str] = set()
-        """Runs that have no record."""
-        self.paused: Mapping[str, Pause] = {}
-        """The workflows that are paused."""
-        self.careful = ""
-        """The run that a former owner had in hand when its process ended: it is alone in this batch."""
-        self.is_sent = False
-        """The commit is complete, and sent: it may have taken effect."""
-        self.applied = False
-        """The commit was accepted, or there was nothing to commit."""
+    shard: OwnedShard
+    batch: Batch
+    tracing: Tracing | None = None
+    server: int = 0
+    """That of the shard (`Store.server_of`)."""
+    paused: Mapping[str, Pause] = {}
+    """The workflows that are paused."""
+    payloads: LargePayloads | None = None
+    """Where large payloads go, if they go to storage."""
+    logs_whole: bool = False
+    """There are groups of subscribers."""
+    identity: str = ""
+    """That of the namespace's data."""
+    careful: str = ""
+    """The run that a former owner had in hand when its process ended: it is alone in this batch."""
+
+    # What it has collected.
+    work: dict[str, RunWork] = {}
+    collected: int = 0
+    """Bytes of the inputs."""
+    may_have_references: bool = False
+    """False: no message of it stands for something in storage."""
+    may_pause: bool = False
+    """False: no message of it pauses a run, or ends that."""
+    child_conflicts: list[InboxMessage] = []
+    """Messages of kind `taken`: the id of a child belongs to another run."""
+    hints: list[InboxMessage] = []
+    """Messages of kind `waiting`: starts wait on the server, which the reader has noted."""
+    sent: int = 0
+    """Entries of the outbox that it deletes: they were delivered."""
+    divided: set[str] = set()
+    """Runs for which more waits than they get now."""
+    alone: set[str] = set()
+    """Runs that get what they have waited with, and nothing else."""
+    absent: set[str] = set()
+    """Runs that have no record."""
+
+    # What was decided.
+    reduced: list[Reduced] = []
+    sends: list[OutboxMessage] = []
+    outbox: list[OutboxEntry] = []
+    """All of `sends`, as the outbox gets them."""
+    poisoned: list[tuple[InboxMessage, str]] = []
+    received: list[tuple[str, str, str, str, int]] = []
+    """Signals and questions of traced runs: run id, kind, name, trace of the sender, ms of arrival."""
+    admitted: set[str] = set()
+    """Runs that begin here after their starts have waited."""
+    undecided: list[tuple[str, RunWork, Need]] = []
+    """Runs whose transitions have payloads that have to be stored first: they aren't in this commit."""
+    retried: set[str] = set()
+    """Runs that have taken a request to retry them: they refuse others."""
+    refused: dict[str, Failure] = {}
+    """Ended runs that can't be retried, and why."""
+    outcomes: dict[str, list[tuple[AgainRequest, CompletedChild | FailedChild]]] = {}
+    """What parents that go on get of their children that have ended: by the child's id."""
+    cut_from: int = sys.maxsize
+    """Bytes of a transition from which on it may have large payloads."""
+    size: int = 0
+    """Bytes that the commit writes."""
+    logged: int = 0
+    """Bytes of run ids and transitions in its log entry."""
+    notifications: list[tuple[str, bytes]] = []
+    """For waiting clients: answers to asks, and runs that have ended."""
+    noted: list[Noted] = []
+    """Runs that have failed or got stuck, for the log."""
+    is_sent: bool = False
+    """The commit is complete, and sent: it may have taken effect."""
+    applied: bool = False
+    """The commit was accepted, or there was nothing to commit."""
 
     def collect(self) -> None:
         """Move the shard's waiting inputs into this batch, up to the limits. Messages of a run keep their order."""
         shard = self.shard
         work = self.work
         if shard.returned:
-            self.may_have_messages = True
+            self.may_have_references = self.may_pause = True
             self.alone.update(take_returned(shard, work, RUNS))
         if shard.careful or shard.aside:
             self._set_aside()
@@ -259,27 +267,36 @@ class ShardBatch:
 
     def _collect_messages(self, size: int, count: int) -> int:
         """Add messages. `size`, `count`: bytes and number of the inputs that are in the batch. Returns the bytes."""
-        shard, work = self.shard, self.work
-        self.may_have_messages = True
+        work, inbox = self.work, self.shard.inbox
         later: list[InboxMessage] = []
-        while shard.inbox and len(work) < RUNS and size < BYTES and count < INPUTS:
-            message = shard.inbox.popleft()
-            if message.kind == "taken":
-                self.child_conflicts.append(message)
-                continue
-            if message.kind == "waiting":
-                self.hints.append(message)
-                self.batch.acks.append(message.id)
+        while inbox and len(work) < RUNS and size < BYTES and count < INPUTS:
+            message = inbox.popleft()
+            if message.kind in ABOUT_OTHERS:
+                self._collect_about_others(message)
                 continue
             run_work = work.get(message.run_id)
             if run_work is not None and (message.run_id in self.alone or self._has_enough(message.run_id, run_work)):
                 later.append(message)
                 continue
-            size += len(message.body)
+            body = message.body
+            size += len(body)
             count += 1
+            if MARK in body:
+                self.may_have_references = True
+            if message.kind in CHANGES:
+                self.may_pause = True
             self._add(work, message)
-        shard.inbox.extendleft(reversed(later))
+        if later:
+            inbox.extendleft(reversed(later))
         return size
+
+    def _collect_about_others(self, message: InboxMessage) -> None:
+        """One that isn't for the run whose id it has."""
+        if message.kind == "taken":
+            self.child_conflicts.append(message)
+        else:
+            self.hints.append(message)
+            self.batch.acks.append(message.id)
 
     def _divide(self, run_id: str, run_work: RunWork, size: int) -> int:
         """Leave inputs of a run for the next batch, if they are too many or too large. `size`: bytes in the batch
@@ -312,7 +329,7 @@ class ShardBatch:
         """Move what waits for the turn of this run into this batch, up to the limit."""
         shard = self.shard
         aside = shard.aside.pop(run_id)
-        self.may_have_messages = True
+        self.may_have_references = self.may_pause = True
         work = self.work[run_id] = RunWork(found=aside.found, at=aside.at, decided=aside.decided)
         work.inputs = aside.inputs
         size = self._divide(run_id, work, 0)
@@ -444,13 +461,13 @@ class ShardBatch:
         live_runs, oversize, number = self.shard.live, self.shard.oversize, self.shard.number
         if self.payloads is not None and self.payloads.limit:
             self.cut_from = self.payloads.limit
-        may_be_paused = bool(self.paused) or self.shard.has_paused
+        may_be_paused = self.may_pause or self.paused or self.shard.has_paused
         for run_id, run_work in self.work.items():
             is_full = (sends or puts or attempts) and len(sends) + len(puts) + len(attempts) >= WRITES
             if is_full or self.size >= BYTES:
                 self._put_back_from(run_id)
                 break
-            if (run_work.messages or may_be_paused) and self._is_paused_otherwise(run_id, run_work):
+            if may_be_paused and self._is_paused_otherwise(run_id, run_work):
                 self._give_back(run_id, run_work)
                 continue
             watch.code_of(run_id, number)
@@ -598,7 +615,7 @@ class ShardBatch:
         if not (header.startswith(NEW) and body):
             return False
         messages = self.work[run_id].messages
-        self.may_have_messages = True
+        self.may_have_references = True
         if not any(message.kind == "start" for message in messages):
             messages.insert(0, InboxMessage(self.shard.next_waited(), "start", run_id, body, header))
         return True
@@ -908,9 +925,9 @@ class ShardBatch:
             for message in outbox:
                 target = namespace.shard_of(message.target)
                 self._send(target, message.kind, message.target, message.body, message.identity)
-        if attempts or not is_plain:
-            batch.attempts += [_attempt(run_id, old.created, job, body) for job, body in attempts]
-            # Behind the attempts: one may have been decided in this very transition.
+        for job, body in attempts:
+            batch.attempts.append(_attempt(run_id, old.created, job, body))
+        if not is_plain:  # behind the attempts: one may have been decided in this very transition
             batch.attempts += [_attempt(run_id, old.created, job, b"") for job in besides.revoked]
         if shard.portions and run_id not in self.divided:
             shard.portions.pop(run_id, None)

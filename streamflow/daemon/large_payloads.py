@@ -12,6 +12,7 @@ made, with a transition that is decided again when its payloads are stored, from
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -98,8 +99,8 @@ class LargePayloads:
         return [record[0], *(join(element, found) for element in record[1:])]
 
     @property
-    def looks_at_results(self) -> bool:
-        return self.limit > 0
+    def least(self) -> float:
+        return self.limit or math.inf
 
     def inputs(self, shard: OwnedShard, run_id: str, work: RunWork) -> Need | None:
         if run_id in shard.parked:

@@ -60,7 +60,7 @@ from streamflow.model.reports import decode_details
 from streamflow.steps.executor import STEP_BLOCKED, StepExecutor
 from streamflow.steps.suspects import Note, Suspects
 from streamflow.store.connection import Call, OtherHistory
-from streamflow.store.kernel import Committed, DueRuns, Reply
+from streamflow.store.kernel import Batch, Committed, DueRuns, Reply
 from streamflow.watch.blocker import RunNote
 from streamflow.workflow.actions import StepJob
 from streamflow.workflow.awaitable import ends_process
@@ -464,12 +464,15 @@ class Owner:
     def _begin(self, shard: OwnedShard) -> ShardBatch:
         del self._ready[shard.number]
         shard.busy = True
-        server = self._store.server_of(shard.keys.owner)
-        batch = self._batches[shard.number] = ShardBatch(shard, shard.next_commit(self._session), self._tracing, server)
-        batch.paused = self.paused.notes
-        batch.logs_whole = self.logs_whole
-        if self.payloads.limit:
-            batch.payloads = self.payloads
+        batch = self._batches[shard.number] = ShardBatch(
+            shard,
+            Batch(shard.next_commit(self._session)),
+            self._tracing,
+            self._store.server_of(shard.keys.owner),
+            self.paused.notes,
+            self.payloads,
+            self.logs_whole,
+        )
         if shard.put_off:
             self.put_off.keep_back(shard)
         return batch
@@ -677,10 +680,10 @@ class Owner:
 
     def _put_off(self, batches: list[ShardBatch]) -> None:
         """Leave out the runs that can't be reduced yet. They may be evicted meanwhile, unless their steps run here."""
-        looks_at_results = self.put_off.looks_at_results
+        least = self.put_off.least
         for batch in batches:
             shard = batch.shard
-            if shard.dropped or not (batch.may_have_messages or looks_at_results):
+            if shard.dropped or not (batch.may_have_references or batch.collected >= least):
                 continue
             try:
                 waiting = self.put_off.look_at_inputs(shard, batch.work)

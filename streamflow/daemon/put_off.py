@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -82,8 +83,9 @@ class Supplier(Protocol):
     """Says what runs need of storage. Called in the event loop: nothing may take long."""
 
     @property
-    def looks_at_results(self) -> bool:
-        """Whether it may need something of storage for a run for which no message has come, only outcomes."""
+    def least(self) -> float:
+        """Bytes of a batch's messages and results from which on it may need something for them; for fewer only if one
+        of the messages stands for something in storage."""
         ...
 
     def record(self, shard: OwnedShard, run_id: str, work: RunWork, record: list[bytes]) -> list[bytes] | Need:
@@ -122,9 +124,9 @@ class RunsPutOff:
     # --- what runs need -----------------------------------------------------------------------------------------------
 
     @property
-    def looks_at_results(self) -> bool:
-        """Whether a run may need something of storage for which no message has come, only outcomes."""
-        return any(supplier.looks_at_results for supplier in self.suppliers)
+    def least(self) -> float:
+        """That of all suppliers (`Supplier.least`)."""
+        return min((supplier.least for supplier in self.suppliers), default=math.inf)
 
     def whole_record(
         self, shard: OwnedShard, batch: dict[str, RunWork], run_id: str, record: list[bytes]
@@ -143,9 +145,7 @@ class RunsPutOff:
     def look_at_inputs(self, shard: OwnedShard, batch: dict[str, RunWork]) -> list[str]:
         """Put off the runs of a batch that can't be reduced yet. Returns which."""
         found: list[str] = []
-        looks_at_results = self.looks_at_results
-        for run_id in [run_id for run_id, work in batch.items() if work.messages or looks_at_results]:
-            work = batch[run_id]
+        for run_id, work in list(batch.items()):
             for supplier in self.suppliers if run_id not in shard.without_storage else ():
                 try:
                     need = supplier.inputs(shard, run_id, work)

@@ -55,6 +55,7 @@ from streamflow.machine.retry_point import CannotRetry, RetryPoint, named, not_a
 from streamflow.machine.sealed import sealed
 from streamflow.machine.transition import (
     IDLE,
+    NOTHING_BESIDES,
     AgainRequest,
     CompletedChild,
     Due,
@@ -154,9 +155,12 @@ class RunMachine(OwnTimes):
         else:
             sealed(self.context, self._advance, inputs)
         besides = effects.besides
-        if besides.cancelled or besides.revoked:
-            _drop_stopped(effects)
-        if (self._waits or besides.closed or besides.restate) and not effects.ended:
+        says_anew = self._waits
+        if besides is not NOTHING_BESIDES:
+            if besides.cancelled or besides.revoked:
+                _drop_stopped(effects)
+            says_anew = says_anew or besides.closed or besides.restate
+        if says_anew and not effects.ended:
             effects.own_besides().unrecorded = self.unrecorded(effects)
         effects.status = self.status
         before = self.events_count

@@ -10,7 +10,7 @@ import pytest
 import streamflow as sf
 from streamflow.daemon import batch as batch_module
 from streamflow.daemon.batch import IN_FLIGHT, ShardBatch
-from streamflow.daemon.shard import LiveRun, OwnedShard, first_outbox
+from streamflow.daemon.shard import LiveRun, OwnedShard, PutOffRun, RunWork, first_outbox
 from streamflow.errors import Failure
 from streamflow.events import (
     NOTHING,
@@ -24,8 +24,9 @@ from streamflow.events import (
 from streamflow.machine.factory import new_machine
 from streamflow.machine.transition import Due, Effects, FailedChild, Outcome
 from streamflow.model.record import Status, decode_header
+from streamflow.model.references import MARK
 from streamflow.model.sharding import Partition, shard_of
-from streamflow.store.kernel import FRESH, Attempt, Put
+from streamflow.store.kernel import FRESH, Attempt, Batch, Put
 from streamflow.store.namespace import Namespace
 from streamflow.watch.blocker import RunNote
 from streamflow.wire import InboxMessage, decode_job, origin_of, published_name
@@ -121,10 +122,15 @@ def test_two_owners_number_their_messages_differently_with_the_same_epoch() -> N
     assert all(first and first % (1 << 32) == 0 and first < 1 << 52 for first in firsts)
 
 
+def collected(shard: OwnedShard) -> ShardBatch:
+    batch = ShardBatch(shard, Batch(shard.next_commit("session")))
+    batch.collect()
+    return batch
+
+
 def batch_of(shard: OwnedShard, at: int = NOW, watched: list[str] | None = None) -> ShardBatch:
     """Collect what waits at the shard and reduce it."""
-    batch = ShardBatch(shard, shard.next_commit("session"))
-    batch.collect()
+    batch = collected(shard)
     note = Noted()
     batch.reduce(app, Namespace(SHARDS, Partition.RUN, "of the data"), at, note)
     if watched is not None:
@@ -413,12 +419,12 @@ def test_a_start_of_a_run_that_has_started_is_quarantined() -> None:
 def test_a_start_is_trusted_only_until_its_run_proves_to_be_another() -> None:
     shard = owned()
     put(shard, start("1-0", "r", "quick", 1), InboxMessage("1-1", "start", "forged", b"\x90", b"rubbish"))
-    batch = ShardBatch(shard, "c")
+    batch = ShardBatch(shard, Batch("c"))
     batch.collect()
     assert batch.missing() == ["forged"]
     batch.put_back()
     shard.suspect.add("r")
-    batch = ShardBatch(shard, "c")
+    batch = ShardBatch(shard, Batch("c"))
     batch.collect()
     assert batch.missing() == ["r", "forged"]
     batch.work["r"].loaded = True  # and nothing was found
@@ -603,18 +609,41 @@ def test_a_fresh_history_is_marked_before_the_state() -> None:
 # --- collecting and putting back ------------------------------------------------------------------------------------
 
 
-def test_a_batch_says_whether_there_may_be_messages_in_it() -> None:
+def test_a_batch_says_whether_its_messages_may_refer_to_storage() -> None:
     shard = owned()
     shard.add_input("r", Due())
-    batch = ShardBatch(shard, shard.next_commit("s"))
-    batch.collect()
-    assert not batch.may_have_messages
-    assert batch.begin_waiting("r", [b"pending 0 - 900 0 collecting - -", b"body"])
-    assert batch.may_have_messages, "the start that has waited"
     put(shard, signal("1-0", "r", "item", 1))
-    batch = ShardBatch(shard, shard.next_commit("s"))
-    batch.collect()
-    assert batch.may_have_messages
+    batch = collected(shard)
+    assert not batch.may_have_references
+    assert batch.begin_waiting("r", [b"pending 0 - 900 0 collecting - -", b"body"])
+    assert batch.may_have_references, "the start that has waited"
+    put(shard, signal("2-0", "r", "item", 1), signal("3-0", "r", "item", MARK), signal("4-0", "r", "item", 1))
+    assert collected(shard).may_have_references
+
+
+@pytest.mark.parametrize("kind", ["pause", "resume", "cancel"])
+def test_a_batch_says_whether_its_messages_may_pause_a_run(kind: str) -> None:
+    shard = owned()
+    put(shard, signal("1-0", "r", "item", 1))
+    assert not collected(shard).may_pause
+    put(shard, signal("2-0", "r", "item", 1), InboxMessage("3-0", kind, "r", b""), signal("4-0", "s", "item", 1))
+    assert collected(shard).may_pause
+
+
+@pytest.mark.parametrize("way", ["returned", "careful"])
+def test_what_comes_back_into_a_batch_may_be_anything(way: str) -> None:
+    shard = owned()
+    work = RunWork([signal("1-0", "r", "item", 1)])
+    if way == "returned":
+        shard.returned["r"] = PutOffRun(work, "its box", 0.0)
+        batch = collected(shard)
+    else:
+        shard.aside["r"] = work
+        batch = ShardBatch(shard, Batch("c"))
+        batch.collect_careful("r")
+    assert batch.work["r"].messages
+    assert batch.may_have_references
+    assert batch.may_pause
 
 
 def test_a_batch_has_limits_and_the_rest_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -629,7 +658,7 @@ def test_a_batch_has_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_module, "BYTES", 1000)
     shard = owned()
     put(shard, *(signal(f"1-{n}", "r", "item", b"x" * 600) for n in range(3)))
-    batch = ShardBatch(shard, "c")
+    batch = ShardBatch(shard, Batch("c"))
     batch.collect()
     assert [message.id for message in batch.work["r"].messages] == ["1-0", "1-1"]
     assert [message.id for message in shard.inbox] == ["1-2"]
@@ -812,7 +841,7 @@ def test_large_outcomes_of_one_run_are_divided_too(monkeypatch: pytest.MonkeyPat
         shard.add_input("r", Outcome(seq, 1, 0.0, raw(b"x" * 400)))
     taken: list[int] = []
     while shard.inputs:
-        batch = ShardBatch(shard, "c")
+        batch = ShardBatch(shard, Batch("c"))
         batch.collect()
         taken += [len(batch.work["r"].inputs)]
     assert taken == [3, 2]
@@ -821,7 +850,7 @@ def test_large_outcomes_of_one_run_are_divided_too(monkeypatch: pytest.MonkeyPat
 def test_delivered_entries_are_deleted_a_thousand_at_a_time() -> None:
     shard = owned()
     shard.sent = [f"7-{n}" for n in range(2500)]
-    batch = ShardBatch(shard, "c")
+    batch = ShardBatch(shard, Batch("c"))
     batch.collect()
     assert batch.batch.sent == [f"7-{n}" for n in range(1000)]
     assert batch.sent == 1000

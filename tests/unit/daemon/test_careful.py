@@ -30,7 +30,7 @@ from streamflow.machine.transition import Due, Outcome
 from streamflow.model.reports import decode_details, reported_at, stored_details
 from streamflow.steps.suspects import Note, Suspect, Suspects, decode_note
 from streamflow.store.connection import Call
-from streamflow.store.kernel import DueRuns, Reply
+from streamflow.store.kernel import Batch, DueRuns, Reply
 from tests.support.fakes import NOTHING_DUE, FakeStore, context, owned, put, signal, start
 from tests.support.machine_driver import raw
 from tests.unit.daemon.test_owner import Bench as OwnerBench
@@ -567,10 +567,10 @@ def test_a_careful_batch_takes_only_what_belongs_to_its_run() -> None:
     shard = owned()
     shard.careful["a"] = set()
     put(shard, signal("1-0", "a", "go"), signal("1-1", "b", "go"), signal("1-2", "a", "go"))
-    batch = ShardBatch(shard, "c1")
+    batch = ShardBatch(shard, Batch("c1"))
     batch.collect()
     assert set(batch.work) == {"b"}
-    careful = ShardBatch(shard, "c2")
+    careful = ShardBatch(shard, Batch("c2"))
     careful.collect_careful("a")
     assert [entry.id for entry in careful.work["a"].messages] == ["1-0", "1-2"]
     assert not shard.has_work
@@ -586,10 +586,10 @@ def test_what_a_careful_batch_gives_back_comes_before_the_rest(
     shard.careful["a"] = set()
     shard.live["a"] = SimpleNamespace(machine=SimpleNamespace(close=lambda: None))  # pyright: ignore[reportArgumentType]
     put(shard, *(signal(f"1-{n}", "a", "go") for n in range(25)))
-    ShardBatch(shard, "c1").collect()
-    careful = ShardBatch(shard, "c2")
+    ShardBatch(shard, Batch("c1")).collect()
+    careful = ShardBatch(shard, Batch("c2"))
     careful.collect_careful("a")
     gives_back(careful)
     put(shard, signal("2-0", "a", "go"))
-    ShardBatch(shard, "c3").collect()
+    ShardBatch(shard, Batch("c3")).collect()
     assert [entry.id for entry in shard.aside["a"].messages] == [*(f"1-{n}" for n in range(25)), "2-0"]

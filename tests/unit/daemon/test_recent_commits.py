@@ -20,7 +20,7 @@ from streamflow.events import NOTHING, SignalReceived, encode_transition
 from streamflow.machine.transition import Outcome
 from streamflow.model.record import Header, decode_header
 from streamflow.store.connection import Call
-from streamflow.store.kernel import Attempt, Delivery, Message, Put, Reply, RunWrite, Send, Settlement, Start
+from streamflow.store.kernel import Attempt, Batch, Delivery, Message, Put, Reply, RunWrite, Send, Settlement, Start
 from streamflow.wire import InboxMessage, encode_outcome
 from tests.support.fakes import KERNEL, FakeClock, context
 from tests.support.losing_server import LosingServer
@@ -98,7 +98,7 @@ class Bench(LosingServer):
     async def batch_of(self, *run_ids: str, status: str = "running", **parts: Any) -> ShardBatch:
         """One more transition of each run, that takes all of its messages."""
         commit = f"s.{self.shard.commits + 1}"
-        batch = ShardBatch(self.shard, commit)
+        batch = ShardBatch(self.shard, Batch(commit))
         inbox = await self.inbox()
         for run_id in run_ids:
             messages = [message for message in inbox if message.run_id == run_id]
