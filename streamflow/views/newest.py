@@ -25,15 +25,21 @@ KEPT = 50
 MARGIN, FACTOR = 4, 2
 """...of many shards so many, and so many times its share: with 256 of them 6, of which the list has 0.8 on average."""
 
+MERGED = 8 * MOST
+"""Runs after which those that are too old are dropped while partials are merged."""
+
 STATUSES = (Status.RUNNING, Status.PAUSED, Status.STUCK, Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 """By number. Of changes in one millisecond the one with the highest number counts: it is the last of a transition."""
+
+RUNNING, COMPLETED = STATUSES.index(Status.RUNNING), STATUSES.index(Status.COMPLETED)
 
 Change = tuple[int, int, str]
 """Shard-clock ms, number of the status, workflow."""
 
 
 class Newest(msgspec.Struct, array_like=True):
-    """By run its last change, of all runs that have changed after `dropped`: the newest of those that are not here."""
+    """By run its last change, of all runs that have changed after `dropped`: the newest of those that are not here.
+    Behind a `merge` some may be there that have changed before (`all`)."""
 
     changes: dict[str, Change] = {}
     dropped: tuple[int, str] = (0, "")
@@ -51,18 +57,24 @@ class Newest(msgspec.Struct, array_like=True):
     def cut(self, most: int) -> None:
         """Drop all but the `most` runs that have changed last."""
         if len(self.changes) > most:
-            moments = sorted(map(_moment, self.changes.items()))
-            self._drop(moments[-most - 1])
+            self.dropped = max(self.dropped, sorted(map(_moment, self.changes.items()))[-most - 1])
+            self.changes = self.all()
 
-    def _drop(self, upto: tuple[int, str]) -> None:
-        self.dropped = upto
-        self.changes = {run_id: change for run_id, change in self.changes.items() if (change[0], run_id) > upto}
+    def all(self) -> dict[str, Change]:
+        """Of all runs that have changed after `dropped`, and no others."""
+        dropped = self.dropped
+        return {run_id: change for run_id, change in self.changes.items() if (change[0], run_id) > dropped}
 
     def merge(self, other: Newest) -> None:
-        if other.dropped > self.dropped:
-            self._drop(other.dropped)
-        for run_id, change in other.changes.items():
-            self.add(run_id, change)
+        """Those that are too old stay for now: to look for them with each of many partials would cost far more."""
+        self.dropped = max(self.dropped, other.dropped)
+        changes = other.changes
+        if not self.changes.keys().isdisjoint(changes):
+            known = self.changes
+            changes = {run_id: max(change, known.get(run_id, change)) for run_id, change in changes.items()}
+        self.changes.update(changes)
+        if len(self.changes) > MERGED:
+            self.cut(MOST)
 
 
 def _moment(item: tuple[str, Change]) -> tuple[int, str]:
@@ -82,7 +94,7 @@ def folds_as(status: Status) -> Any:
 def render(newest: Newest, now_ms: int) -> Any:
     """`{"since": ms, "runs": [{"at", "run_id", "workflow", "status"}, …]}`, newest first, each run once. All runs whose
     status has changed after `since` are there."""
-    changes = sorted(newest.changes.items(), key=_moment, reverse=True)
+    changes = sorted(newest.all().items(), key=_moment, reverse=True)
     rows = [
         {"at": at, "run_id": run_id, "workflow": workflow, "status": str(STATUSES[number])}
         for run_id, (at, number, workflow) in changes[:MOST]

@@ -18,7 +18,7 @@ import heapq
 import zlib
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +26,6 @@ import msgspec
 
 from streamflow import events
 from streamflow.events import (
-    AnyEvent,
     HistoryEvent,
     MessageQuarantined,
     PauseEnded,
@@ -74,6 +73,10 @@ KEPT_TENANTS = 1000
 """Tenants that are counted one by one: a partial is stored every second, so it must not grow with their number."""
 
 
+Fold = Callable[[str, int, Any], None]
+"""Adds an event to partials: a function of run id, shard-clock ms and event."""
+
+
 @dataclass(frozen=True)
 class View(Generic[T]):
     """One view: its name, the type of its partial, and its functions. `folds` and `merge` change a partial in place."""
@@ -82,17 +85,13 @@ class View(Generic[T]):
     type: Any
     zero: Callable[[], T]
     folds: Mapping[type[HistoryEvent], Callable[[T, str, int, Any], None]]
-    """Event type -> function of partial, run id, shard-clock ms, event. Other types cost nothing."""
+    """Event type -> function of partial, run id, shard-clock ms, event; those of `TOGETHER` are there. Other types cost
+    nothing."""
     merge: Callable[[T, T], None]
     """Adds the second partial to the first; the second stays as it is."""
     render: Callable[[T, int], JSON]
-    prune: Callable[[T, int, int], None] = field(default=lambda partial, now_ms, shards: None)
+    prune: Callable[[T, int, int], None] | None = None
     """Drops what is not to be stored: of a partial, now (ms), and one of so many shards."""
-
-    def fold(self, partial: T, run_id: str, at: int, event: AnyEvent) -> None:
-        function = self.folds.get(type(event))
-        if function is not None:
-            function(partial, run_id, at, event)
 
 
 # --- runs by status, workflow and tenant ----------------------------------------------------------------------------
@@ -190,17 +189,6 @@ class Runs(msgspec.Struct, array_like=True):
         for name in heapq.nlargest(len(self.tenants) - KEPT_TENANTS, self.tenants, key=_rank):
             self.others.add(self.tenants.pop(name))
         self.highest = max(map(_rank, self.tenants))
-
-
-def _run_started(runs: Runs, run_id: str, at: int, event: RunStarted | RunForked) -> None:
-    for counts in runs.of(event):
-        counts.running += 1
-
-
-def _run_completed(runs: Runs, run_id: str, at: int, event: RunCompleted) -> None:
-    for counts in runs.of(event):
-        counts.running -= 1
-        counts.completed += 1
 
 
 def _run_failed(runs: Runs, run_id: str, at: int, event: events.RunFailed) -> None:
@@ -310,20 +298,8 @@ def _second(rates: Rates, at: int) -> Second:
     return second
 
 
-def _rate_start(rates: Rates, run_id: str, at: int, event: RunStarted | RunForked) -> None:
-    _second(rates, at).starts += 1
-
-
-def _rate_completion(rates: Rates, run_id: str, at: int, event: RunCompleted) -> None:
-    _second(rates, at).completions += 1
-
-
 def _rate_failure(rates: Rates, run_id: str, at: int, event: events.RunFailed) -> None:
     _second(rates, at).failures += 1
-
-
-def _rate_step(rates: Rates, run_id: str, at: int, event: StepCompleted) -> None:
-    _second(rates, at).steps += 1
 
 
 def _merge_rates(into: Rates, other: Rates) -> None:
@@ -364,16 +340,8 @@ def _timings(durations: Durations, name: str) -> Timings:
     return timings
 
 
-def _run_time(durations: Durations, run_id: str, at: int, event: RunCompleted) -> None:
-    _timings(durations, event.workflow).add(event.ms)
-
-
 def _run_failure(durations: Durations, run_id: str, at: int, event: events.RunFailed) -> None:
     _timings(durations, event.workflow).failures += 1
-
-
-def _step_time(durations: Durations, run_id: str, at: int, event: StepCompleted) -> None:
-    _timings(durations, event.name).add(event.ms)
 
 
 def _step_failure(durations: Durations, run_id: str, at: int, event: events.StepFailed) -> None:
@@ -432,7 +400,8 @@ class Latest(msgspec.Struct, array_like=True):
 
     def merge(self, other: Latest) -> None:
         self.count += other.count
-        self.rows = sorted([*self.rows, *other.rows])[-LATEST:]
+        if other.rows:
+            self.rows = sorted([*self.rows, *other.rows])[-LATEST:]
 
 
 def _failed(latest: Latest, run_id: str, at: int, event: events.RunFailed) -> None:
@@ -638,9 +607,6 @@ VIEWS: tuple[View[Any], ...] = (
         Runs,
         Runs,
         {
-            RunStarted: _run_started,
-            RunForked: _run_started,
-            RunCompleted: _run_completed,
             events.RunFailed: _run_failed,
             events.RunCancelled: _run_cancelled,
             RunStuck: _run_stuck,
@@ -657,11 +623,7 @@ VIEWS: tuple[View[Any], ...] = (
         Rates,
         dict[int, Second],
         {
-            RunStarted: _rate_start,
-            RunForked: _rate_start,
-            RunCompleted: _rate_completion,
             events.RunFailed: _rate_failure,
-            StepCompleted: _rate_step,
         },
         _merge_rates,
         _render_rates,
@@ -671,7 +633,7 @@ VIEWS: tuple[View[Any], ...] = (
         "run_durations",
         Durations,
         dict[str, Timings],
-        {RunCompleted: _run_time, events.RunFailed: _run_failure},
+        {events.RunFailed: _run_failure},
         _merge_durations,
         _render_durations,
     ),
@@ -679,7 +641,7 @@ VIEWS: tuple[View[Any], ...] = (
         "step_durations",
         Durations,
         dict[str, Timings],
-        {StepCompleted: _step_time, events.StepFailed: _step_failure, StepRetrying: _step_retry},
+        {events.StepFailed: _step_failure, StepRetrying: _step_retry},
         _merge_durations,
         _render_durations,
     ),
@@ -703,7 +665,7 @@ VIEWS: tuple[View[Any], ...] = (
         "retries",
         retries.Minutes,
         dict[int, retries.RetryMinute],
-        {StepRetrying: retries.fold_retry, StepCompleted: retries.fold_success},
+        {StepRetrying: retries.fold_retry},
         retries.merge,
         retries.render,
         retries.prune,
@@ -714,14 +676,11 @@ VIEWS: tuple[View[Any], ...] = (
         newest.Newest,
         newest.Newest,
         {
-            RunStarted: newest.folds_as(Status.RUNNING),
-            RunForked: newest.folds_as(Status.RUNNING),
             RunResumed: newest.folds_as(Status.RUNNING),
             PauseEnded: newest.folds_as(Status.RUNNING),
             RunRetried: newest.folds_as(Status.RUNNING),
             RunPaused: newest.folds_as(Status.PAUSED),
             RunStuck: newest.folds_as(Status.STUCK),
-            RunCompleted: newest.folds_as(Status.COMPLETED),
             events.RunFailed: newest.folds_as(Status.FAILED),
             events.RunCancelled: newest.folds_as(Status.CANCELLED),
         },
@@ -732,20 +691,48 @@ VIEWS: tuple[View[Any], ...] = (
 )
 
 
-def _step_completed(
-    partials: tuple[Rates, Durations, retries.Minutes], run_id: str, at: int, event: StepCompleted
-) -> None:
-    """The folds of all views that count it. One function, because this runs once a step."""
-    rates, durations, minutes = partials
-    second = rates.get(at // 1000)
-    (_second(rates, at) if second is None else second).steps += 1
-    timings = durations.get(event.name)
-    (_timings(durations, event.name) if timings is None else timings).add(event.ms)
-    if event.attempt > 1:
-        retries.fold_success(minutes, run_id, at, event)
+# --- what several views count, and happens in each run ----------------------------------------------------------------
 
 
-TOGETHER: dict[type[HistoryEvent], tuple[tuple[str, ...], Callable[[Any, str, int, Any], None]]] = {
+def _begun(runs: Runs, rates: Rates, latest: newest.Newest) -> Fold:
+    def fold(run_id: str, at: int, event: RunStarted | RunForked) -> None:
+        for counts in runs.of(event):
+            counts.running += 1
+        _second(rates, at).starts += 1
+        latest.add(run_id, (at, newest.RUNNING, event.workflow))
+
+    return fold
+
+
+def _completed(runs: Runs, rates: Rates, durations: Durations, latest: newest.Newest) -> Fold:
+    def fold(run_id: str, at: int, event: RunCompleted) -> None:
+        for counts in runs.of(event):
+            counts.running -= 1
+            counts.completed += 1
+        _second(rates, at).completions += 1
+        _timings(durations, event.workflow).add(event.ms)
+        latest.add(run_id, (at, newest.COMPLETED, event.workflow))
+
+    return fold
+
+
+def _step_completed(rates: Rates, durations: Durations, minutes: retries.Minutes) -> Fold:
+    def fold(run_id: str, at: int, event: StepCompleted) -> None:
+        second = rates.get(at // 1000)
+        (_second(rates, at) if second is None else second).steps += 1
+        timings = durations.get(event.name)
+        (_timings(durations, event.name) if timings is None else timings).add(event.ms)
+        if event.attempt > 1:
+            retries.fold_success(minutes, run_id, at, event)
+
+    return fold
+
+
+TOGETHER: dict[type[HistoryEvent], tuple[tuple[str, ...], Callable[..., Fold]]] = {
+    RunStarted: (("runs", "rates", "newest"), _begun),
+    RunForked: (("runs", "rates", "newest"), _begun),
+    RunCompleted: (("runs", "rates", "run_durations", "newest"), _completed),
     StepCompleted: (("rates", "step_durations", "retries"), _step_completed),
 }
-"""Of an event type, in the place of the folds of these views: a function that takes their partials, in this order."""
+"""Of an event type, which `View.folds` doesn't have then: views, and what makes a fold of their partials. One call for
+all of them, because these events happen in each run."""

@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 
 from streamflow.events import Transition
-from streamflow.views.registry import JSON, TOGETHER, VIEWS, View
+from streamflow.views.registry import JSON, TOGETHER, VIEWS, Fold, View
 
 __all__ = ["JSON", "VIEWS", "ShardViews", "View", "merge_oldest"]
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_PRUNES = [(view.name, view.prune) for view in VIEWS if view.prune is not None]
 _decoders = {view.name: msgspec.msgpack.Decoder(view.type) for view in VIEWS}
 
 
@@ -35,24 +36,29 @@ class ShardViews:
         }
         self.missing: tuple[str, ...] = ()
         """Views that the decoded data didn't have, or not in the current form: they start at zero until a rebuild."""
-        folds: dict[type, tuple[tuple[Callable[..., None], Any], ...]] = {}
-        for view in VIEWS:
-            for type_, fold in view.folds.items():
-                if type_ not in TOGETHER:
-                    folds[type_] = (*folds.get(type_, ()), (fold, self.partials[view.name]))
-        for type_, (names, fold) in TOGETHER.items():
-            folds[type_] = ((fold, tuple(self.partials[name] for name in names)),)
-        self._folds = folds
+        self._folds: dict[type, Fold] | None = None
+        """Made for the first event: most partials are only merged."""
 
     def fold(self, run_id: str, transition: Transition) -> None:
         """Add one committed transition. Hot: an event that no view uses costs one dict look-up."""
         at = transition.at
         folds = self._folds
+        if folds is None:
+            folds = self._folds = self._make_folds()
         for event in transition.events:
-            users = folds.get(type(event))
-            if users is not None:
-                for fold, partial in users:
-                    fold(partial, run_id, at, event)
+            fold = folds.get(type(event))
+            if fold is not None:
+                fold(run_id, at, event)
+
+    def _make_folds(self) -> dict[type, Fold]:
+        users: dict[type, list[tuple[Callable[..., None], Any]]] = {}
+        for view in VIEWS:
+            for type_, fold in view.folds.items():
+                users.setdefault(type_, []).append((fold, self.partials[view.name]))
+        folds: dict[type, Fold] = {type_: _one_after_another(some) for type_, some in users.items()}
+        for type_, (names, bound_to) in TOGETHER.items():
+            folds[type_] = bound_to(*(self.partials[name] for name in names))
+        return folds
 
     def encode(self) -> bytes:
         """The bytes for `decode`. Call `prune` first, or they contain all rates since the start."""
@@ -85,8 +91,16 @@ class ShardViews:
 
     def prune(self, now_ms: int, shards: int = 1) -> None:
         """Drop what is too old to be rendered, or more than one of so many shards has to have."""
-        for view in VIEWS:
-            view.prune(self.partials[view.name], now_ms, shards)
+        for name, prune in _PRUNES:
+            prune(self.partials[name], now_ms, shards)
+
+
+def _one_after_another(users: list[tuple[Callable[..., None], Any]]) -> Fold:
+    def fold(run_id: str, at: int, event: Any) -> None:
+        for function, partial in users:
+            function(partial, run_id, at, event)
+
+    return fold
 
 
 def merge_oldest(lists: Iterable[Iterable[Sequence[Any]]], k: int = 10) -> list[list[Any]]:

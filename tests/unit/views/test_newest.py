@@ -21,6 +21,7 @@ changes = st.lists(
 def _small() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MOST", 5)
+        patch.setattr(module, "MERGED", 8)
         patch.setattr(module, "KEPT", 3)
         yield
 
