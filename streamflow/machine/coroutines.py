@@ -373,7 +373,7 @@ class CoroutineMachine(RunMachine):
         self._root = self._fibers = self._waits = self._buffered = self._asked = None
         self.current: Fiber | None = None
         self.ready.clear()
-        self.too_deep.clear()
+        self.too_deep: list[tuple[Fiber, Cancelled]] | None = None
         if fibers:
             sealed(self.context, self._close, fibers)
 

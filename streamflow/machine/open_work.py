@@ -188,8 +188,9 @@ class OpenWork:
         self.steps: dict[int, StepCall] = {}
         self.timers: dict[int, Operation] = {}
         self.children: dict[int, ChildCall] = {}
-        self.schedule: list[tuple[int, int]] = []
-        """A heap of (due, seq) of timers and retries; entries that are not open any more are skipped."""
+        self.schedule: list[tuple[int, int]] | None = None
+        """A heap of (due, seq) of timers and retries; entries that are not open any more are skipped. None: no entry
+        yet."""
         self.postponed: dict[int, tuple[StepRetrying, int]] | None = None
         """Attempts that failed while the run was stuck, by number, with the shard-clock ms of their failure."""
         self.in_steps = 0
@@ -199,8 +200,8 @@ class OpenWork:
         self.ready: list[Fiber] = []
         self.cancelling = 0
         """Depth of nested calls that cancel fibers."""
-        self.too_deep: list[tuple[Fiber, Cancelled]] = []
-        """Fibers below that depth, which the outermost call cancels when the others are."""
+        self.too_deep: list[tuple[Fiber, Cancelled]] | None = None
+        """Fibers below that depth, if there were some, which the outermost call cancels when the others are."""
         self.effects: Effects = IDLE
         self.attributes: Mapping[str, Attribute] | None = None
         """What the code has set so far, also during a replay; limits are checked against it."""
@@ -247,6 +248,12 @@ class OpenWork:
         nothing, so that its next owner has nothing to start again; what still runs reports its outcome all the same."""
         return self.in_steps > 0 and not self.reason
 
+    def plan(self, due: int, seq: int) -> None:
+        """Put an entry on the schedule."""
+        if self.schedule is None:
+            self.schedule = []
+        heappush(self.schedule, (due, seq))
+
     @property
     def next_due(self) -> int | None:
         """Shard-clock ms of the earliest timer or retry. While the run is stuck, no retry is due."""
@@ -292,13 +299,13 @@ class OpenWork:
     def restore_step(self, call: StepCall) -> None:
         self.steps[call.seq] = call
         if call.due is not None:
-            heappush(self.schedule, (call.due, call.seq))
+            self.plan(call.due, call.seq)
         elif call.is_local:
             self.in_steps += 1
 
     def add_timer(self, operation: Operation, due: int) -> None:
         self.timers[operation.seq] = operation
-        heappush(self.schedule, (due, operation.seq))
+        self.plan(due, operation.seq)
 
     def drop_timer(self, seq: int) -> None:
         """The code has given it up."""
@@ -387,7 +394,7 @@ class OpenWork:
                     call.since = self.at - round(retrying.ms)
                 call.details = retrying.details
                 call.due = retrying.due
-                heappush(self.schedule, (retrying.due, retrying.seq))
+                self.plan(retrying.due, retrying.seq)
             return call
         if kind is TimerFired:
             return self.timers.pop(cast("TimerFired", event).seq, None)
@@ -486,7 +493,8 @@ class OpenWork:
         self.steps.clear()
         self.timers.clear()
         self.children.clear()
-        self.schedule.clear()
+        if self.schedule is not None:
+            self.schedule.clear()
         self.in_steps = 0
 
     def _stop_attempt(self, call: StepCall) -> None:

@@ -10,7 +10,6 @@ a run is due knows of them. They are recorded where they are set (`StartDelayed`
 
 from __future__ import annotations
 
-from heapq import heappush
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -104,14 +103,14 @@ class OwnTimes(OpenWork):
         if isinstance(event, StartDelayed):
             self.begins, self.time_limit = event.due, event.timeout
             self.status = Status.PENDING
-            heappush(self.schedule, (event.due, START))
+            self.plan(event.due, START)
         elif isinstance(event, StartDue):
             self.begins = 0
             self.version, self.started = event.version, self.at
             self.status = Status.RUNNING
         elif isinstance(event, TimeoutSet):
             self.time_limit, self.over_at = event.ms, event.due
-            heappush(self.schedule, (event.due, TIME_OUT))
+            self.plan(event.due, TIME_OUT)
         else:
             self.over_at = 0
 

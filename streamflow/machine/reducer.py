@@ -277,7 +277,7 @@ class ReducerMachine(RunMachine):
     # --- snapshot ---------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> bytes:
-        dues = {seq: due for due, seq in self.schedule}
+        dues = {seq: due for due, seq in self.schedule or ()}
         return encode_snapshot(
             Snapshot(
                 NOTHING if self._data is None else self._data,

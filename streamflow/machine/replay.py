@@ -130,7 +130,7 @@ class WorkflowMachine(CoroutineMachine):
         self._late: deque[tuple[AnyEvent, Operation | None]] | None = None
         """Those that are not delivered yet, while it resumes."""
         self._own_id = run_id
-        self._ids: list[str] = []
+        self._ids: list[str] | None = None
         """Of a fork, in a replay: the ids that it has behind each `RunForked`, the next one last."""
         self._published: dict[str, bytes] | None = None
         """What was published in the history that it shares, while it begins."""

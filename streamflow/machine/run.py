@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from datetime import UTC, datetime
-from heapq import heappop, heappush
+from heapq import heappop
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -899,7 +899,7 @@ class RunMachine(OwnTimes):
         self._forget_open()
         self.children.update(kept)
         if keep and self.over_at:  # its time goes on
-            heappush(self.schedule, (self.over_at, TIME_OUT))
+            self.plan(self.over_at, TIME_OUT)
 
     def _end_now(self, event: Ending) -> None:
         """The run ends: send its outcome to the parent, stop what is open."""

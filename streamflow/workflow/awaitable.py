@@ -107,7 +107,7 @@ class Machine(Protocol):
     """Fibers that run next, in this order."""
     current: Fiber | None
     cancelling: int
-    too_deep: list[tuple[Fiber, Cancelled]]
+    too_deep: list[tuple[Fiber, Cancelled]] | None
 
     @property
     def events_before(self) -> int: ...
@@ -340,6 +340,8 @@ class Fiber(Operation):
     def _cancel_running(self, cause: Cancelled, machine: Machine) -> None:
         """Interrupt it, which cancels the fibers that it waits for; the outermost call cancels those too deep."""
         if machine.cancelling >= DEEP:
+            if machine.too_deep is None:
+                machine.too_deep = []
             machine.too_deep.append((self, cause))
             return
         machine.cancelling += 1

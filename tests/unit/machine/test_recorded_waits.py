@@ -39,7 +39,7 @@ def _told(run: Run) -> Seen:
 def _known(machine: RunMachine) -> Seen:
     """The same from the machine's own state."""
     waits: Any = machine._waits or {}
-    dues = {seq: due for due, seq in machine.schedule}
+    dues = {seq: due for due, seq in machine.schedule or ()}
     limiting = {wait.seq for group in waits.values() for wait in group}
     known: Seen = {
         (
