@@ -528,10 +528,11 @@ class ServerBatcher(Batcher):
             return
         if group.kind == _POST:
             self._posted(group, reply)
+        is_start, is_once = group.kind in (_START, _REPLACE), group.kind == _ONCE
         for entry, result in zip(group.entries, [reply] if group.kind in _ALONE else reply, strict=True):
-            if group.kind in (_START, _REPLACE) and result[:1] in CREATED:
+            if is_start and result[:1] in CREATED:
                 self._recent.acknowledged(group.shard, entry.item, result, group.history)
-            elif group.kind == _ONCE:
+            elif is_once:
                 self._recent.once.acknowledged(group.shard, entry.item, result, group.history)
                 self._recent.doubt(group.shard, group.history)
             if not entry.future.done():

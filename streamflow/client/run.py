@@ -192,18 +192,18 @@ class Run(Generic[R]):
         name, payload = self._declared.payload("signal", name, value)
         tracing = self._client._tracing
         if tracing is None:
-            body = msgspec.msgpack.encode((name, Raw(payload)))
-            await self._signal(body, idempotency_id, remember)
+            await self._signal(msgspec.msgpack.encode((name, Raw(payload))), idempotency_id, remember)
             return
         with tracing.calling(f"signal {name}", signal=name, run_id=self.id) as trace:
             body = msgspec.msgpack.encode(wire.Signal(name, Raw(payload), trace))
             await self._signal(body, idempotency_id, remember)
 
-    async def _signal(self, body: bytes, idempotency_id: str | None, remember: float | timedelta) -> None:
+    def _signal(self, body: bytes, idempotency_id: str | None, remember: float | timedelta) -> Awaitable[None]:
         if idempotency_id is None:
-            await self._post("signal", body)
-            return
-        message = Message("signal", self.id, body, self._incarnation)
+            return self._post("signal", body)
+        return self._signal_once(Message("signal", self.id, body, self._incarnation), idempotency_id, remember)
+
+    async def _signal_once(self, message: Message, idempotency_id: str, remember: float | timedelta) -> None:
         await self._client._put_once(with_start.once(message, idempotency_id, remember), "reject")
 
     @overload
@@ -590,8 +590,8 @@ class Run(Generic[R]):
                 else:
                     yield item
 
-    async def _post(self, kind: str, body: bytes) -> None:
-        await self._client._post(kind, self.id, self._incarnation, body)
+    def _post(self, kind: str, body: bytes) -> Awaitable[None]:
+        return self._client._post(kind, self.id, self._incarnation, body)
 
     async def _within(self, timeout: float | timedelta | None, answer: Awaitable[T], late: str) -> T:
         """Wait at most `timeout` seconds (a sandbox counts its own time). `late`: the message of the `TimeoutError`,
@@ -621,8 +621,8 @@ class NumberedRun(Run[R]):
         super().__init__(client, run_id, decode, created, incarnation)
         self._origin = origin
 
-    async def _post(self, kind: str, body: bytes) -> None:
-        await self._client._post(kind, self.id, self._incarnation, body, self._origin)
+    def _post(self, kind: str, body: bytes) -> Awaitable[None]:
+        return self._client._post(kind, self.id, self._incarnation, body, self._origin)
 
     @property
     def _fork_name(self) -> str:

@@ -135,6 +135,10 @@ UNKNOWN = -2
 """Not a score: the plan of a loaded run until it is reduced. The agenda may still have the last owner's score."""
 
 
+_RARE = ABOUT_OTHERS | CHANGES
+"""Kinds of messages that need another look."""
+
+
 class _TooLarge(Exception):
     """A transition writes more than one commit may; the text says how much, and what to do."""
 
@@ -268,14 +272,22 @@ class ShardBatch(msgspec.Struct, eq=False):
     def _collect_messages(self, size: int, count: int) -> int:
         """Add messages. `size`, `count`: bytes and number of the inputs that are in the batch. Returns the bytes."""
         work, inbox = self.work, self.shard.inbox
+        may_wait = bool(self.alone or self.shard.portions)
         later: list[InboxMessage] = []
         while inbox and len(work) < RUNS and size < BYTES and count < INPUTS:
             message = inbox.popleft()
-            if message.kind in ABOUT_OTHERS:
-                self._collect_about_others(message)
-                continue
+            kind = message.kind
+            if kind in _RARE:
+                if kind in ABOUT_OTHERS:
+                    self._collect_about_others(message)
+                    continue
+                self.may_pause = True
             run_work = work.get(message.run_id)
-            if run_work is not None and (message.run_id in self.alone or self._has_enough(message.run_id, run_work)):
+            if (
+                run_work is not None
+                and (len(run_work.messages) >= RUN_INPUTS or may_wait)
+                and (message.run_id in self.alone or self._has_enough(message.run_id, run_work))
+            ):
                 later.append(message)
                 continue
             body = message.body
@@ -283,9 +295,10 @@ class ShardBatch(msgspec.Struct, eq=False):
             count += 1
             if MARK in body:
                 self.may_have_references = True
-            if message.kind in CHANGES:
-                self.may_pause = True
-            self._add(work, message)
+            if run_work is None or kind == "start":
+                self._add(work, message)
+            else:
+                run_work.messages.append(message)
         if later:
             inbox.extendleft(reversed(later))
         return size

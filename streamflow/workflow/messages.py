@@ -196,6 +196,8 @@ class Declared:
     def payload(self, what: str, given: Any, value: object) -> tuple[str, bytes]:
         """As `find`, for who sends: the name, and the payload of a value. Raises `PayloadInvalid`, also for one of
         another type than is defined, and `PayloadTooLarge`."""
+        if type(given) is str and what not in self._known:  # most values are of nothing that is declared
+            return check_name(what, given), codec.encode(value, f"{_OF[what]} {given}")
         name, definition = self.find(what, given)
         return name, codec.encode_as(value, Any if definition is None else definition.type, f"{_OF[what]} {name}")
 
