@@ -1402,7 +1402,7 @@ class Client:
         return session.payloads
 
     async def _joined(self, data: bytes) -> bytes:
-        return (await self._all_joined([data]))[0]
+        return (await self._all_joined([data]))[0] if MARK in data else data
 
     async def _all_joined(self, values: list[bytes]) -> list[bytes]:
         """Encoded values with what their references to storage stand for. Raises `ArchiveError`."""

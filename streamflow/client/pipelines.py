@@ -19,6 +19,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from streamflow.client.recent_starts import RecentStarts
@@ -47,6 +48,10 @@ _ALONE = (_CALL, _REPLACE, _ONCE)
 """What takes no others into its call."""
 _REQUESTS = ("cancel", "terminate", "pause", "resume")
 """Kinds of messages that are accepted also when memory is short."""
+
+
+_header_of = itemgetter(0)
+"""Of what is peeked of a run; empty if it isn't there."""
 
 
 class _Entry:
@@ -493,6 +498,7 @@ class ServerBatcher(Batcher):
             (group, at, reply)
             for group, reply in zip(groups, replies, strict=True)
             if group.kind == _PEEK and group.shard not in self._asleep and not isinstance(reply, Exception)
+            if not all(map(_header_of, reply))  # nearly all are there
             for at, (header, _) in enumerate(reply)
             if not header
         ]

@@ -28,7 +28,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from streamflow.daemon.paused import CHANGES
 from streamflow.daemon.shard import OwnedShard
@@ -80,23 +82,44 @@ async def _wake_nothing(shard: OwnedShard, run_ids: Iterable[str]) -> None:
     pass
 
 
-class _Kept:
+class _Kept(msgspec.Struct, eq=False, gc=False):
     """A commit that was accepted. `nonce`: of the token under which it is on the server, if it is, and `number`: the
     commit's under that token; `history`: that of the server then. `taken`: the messages that its transitions took."""
 
-    __slots__ = ("at", "batch", "history", "nonce", "number", "shard", "size", "taken")
+    shard: int
+    nonce: str
+    number: int
+    history: int
+    batch: Batch
+    taken: Sequence[InboxMessage]
+    size: int
+    at: float
 
-    def __init__(
-        self, shard: OwnedShard, number: int, batch: Batch, taken: Sequence[InboxMessage], size: int, at: float
-    ) -> None:
-        self.shard = shard.number
-        self.nonce = _nonce(shard.token)
-        self.number = number
-        self.history = shard.history
-        self.batch = batch
-        self.taken = taken
-        self.size = size
-        self.at = at
+
+def _to_commit_again(batch: Batch) -> Batch:
+    """What `_batch_of` makes another commit of. Thousands are kept: a dozen empty lists in each would be most of what
+    the garbage collector has to look through while it stops the event loop."""
+    if not batch.runs:  # it has only taken requests
+        return Batch("")
+    return Batch(
+        "",
+        batch.runs,
+        _NO_LIST,
+        batch.plans or _NO_LIST,
+        batch.moves or _NO_LIST,
+        batch.sends or _NO_LIST,
+        _NO_LIST,
+        _NO_LIST,
+        batch.cuts or _NO_LIST,
+        batch.puts or _NO_LIST,
+        batch.attempts or _NO_LIST,
+        batch.notification,
+        _NO_LIST,
+    )
+
+
+_NO_LIST: list[Any] = cast("Any", ())
+"""In the place of an empty list. Nobody can add anything to it."""
 
 
 class RecentCommits:
@@ -136,11 +159,11 @@ class RecentCommits:
         transitions is kept if it has taken requests: after later ones, these would have an effect."""
         if not batch.batch.runs and not _has_requests(batch):
             return
-        kept = batch.batch if batch.batch.runs else Batch("", acks=batch.batch.acks)
+        kept = _to_commit_again(batch.batch)
         taken: Sequence[InboxMessage] = ()
         size = batch.size + COMMIT_BYTES + RUN_BYTES * len(kept.runs)
-        if kept.acks or batch.admitted:
-            acks = set(kept.acks)
+        if batch.batch.acks or batch.admitted:
+            acks = set(batch.batch.acks)
             taken = [
                 message
                 for work in batch.work.values()
@@ -151,7 +174,7 @@ class RecentCommits:
             for message in taken:
                 size += len(message.body) + RUN_BYTES
         now = time.monotonic()
-        entry = _Kept(shard, number, kept, taken, size, now)
+        entry = _Kept(shard.number, _nonce(shard.token), number, shard.history, kept, taken, size, now)
         self._all.append(entry)
         line = self._by_shard.get(entry.shard)
         if line is None:

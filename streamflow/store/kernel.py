@@ -457,7 +457,7 @@ class Put(msgspec.Struct, array_like=True):
     value: bytes
 
 
-class Batch(msgspec.Struct):
+class Batch(msgspec.Struct, gc=False):
     """All that one commit of one shard does.
 
     `commit`: its id. `cuts`: (position in `runs`, what the log gets instead of that transition). `acks`: ids of inbox
