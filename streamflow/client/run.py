@@ -198,13 +198,11 @@ class Run(Generic[R]):
             body = msgspec.msgpack.encode(wire.Signal(name, Raw(payload), trace))
             await self._signal(body, idempotency_id, remember)
 
-    def _signal(self, body: bytes, idempotency_id: str | None, remember: float | timedelta) -> Awaitable[None]:
+    def _signal(self, body: bytes, idempotency_id: str | None, remember: float | timedelta) -> Awaitable[object]:
         if idempotency_id is None:
             return self._post("signal", body)
-        return self._signal_once(Message("signal", self.id, body, self._incarnation), idempotency_id, remember)
-
-    async def _signal_once(self, message: Message, idempotency_id: str, remember: float | timedelta) -> None:
-        await self._client._put_once(with_start.once(message, idempotency_id, remember), "reject")
+        message = Message("signal", self.id, body, self._incarnation)
+        return self._client._put_once(with_start.once(message, idempotency_id, remember), "reject")
 
     @overload
     async def ask(self, name: QuestionDefinition[T, A], value: T, timeout: float | timedelta | None = None) -> A: ...

@@ -136,7 +136,7 @@ UNKNOWN = -2
 
 
 _RARE = ABOUT_OTHERS | CHANGES
-"""Kinds of messages that need another look."""
+"""Kinds of messages that `_collect_messages` has to tell from others."""
 
 
 class _TooLarge(Exception):

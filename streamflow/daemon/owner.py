@@ -467,11 +467,11 @@ class Owner:
         batch = self._batches[shard.number] = ShardBatch(
             shard,
             Batch(shard.next_commit(self._session)),
-            self._tracing,
-            self._store.server_of(shard.keys.owner),
-            self.paused.notes,
-            self.payloads,
-            self.logs_whole,
+            tracing=self._tracing,
+            server=self._store.server_of(shard.keys.owner),
+            paused=self.paused.notes,
+            payloads=self.payloads,
+            logs_whole=self.logs_whole,
         )
         if shard.put_off:
             self.put_off.keep_back(shard)

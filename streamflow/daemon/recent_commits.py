@@ -77,6 +77,9 @@ UNREADABLE = b"?"
 NEW = b"pending 0 - "
 """How the header of a run begins that no daemon has reduced yet."""
 
+_NO_LIST: list[Any] = cast("Any", ())
+"""In the place of an empty list. Nobody can add anything to it."""
+
 
 async def _wake_nothing(shard: OwnedShard, run_ids: Iterable[str]) -> None:
     pass
@@ -96,7 +99,7 @@ class _Kept(msgspec.Struct, eq=False, gc=False):
     at: float
 
 
-def _to_commit_again(batch: Batch) -> Batch:
+def to_commit_again(batch: Batch) -> Batch:
     """What `_batch_of` makes another commit of. Thousands are kept: a dozen empty lists in each would be most of what
     the garbage collector has to look through while it stops the event loop."""
     if not batch.runs:  # it has only taken requests
@@ -104,22 +107,18 @@ def _to_commit_again(batch: Batch) -> Batch:
     return Batch(
         "",
         batch.runs,
-        _NO_LIST,
-        batch.plans or _NO_LIST,
-        batch.moves or _NO_LIST,
-        batch.sends or _NO_LIST,
-        _NO_LIST,
-        _NO_LIST,
-        batch.cuts or _NO_LIST,
-        batch.puts or _NO_LIST,
-        batch.attempts or _NO_LIST,
-        batch.notification,
-        _NO_LIST,
+        acks=_NO_LIST,
+        plans=batch.plans or _NO_LIST,
+        moves=batch.moves or _NO_LIST,
+        sends=batch.sends or _NO_LIST,
+        sent=_NO_LIST,
+        poisons=_NO_LIST,
+        cuts=batch.cuts or _NO_LIST,
+        puts=batch.puts or _NO_LIST,
+        attempts=batch.attempts or _NO_LIST,
+        notification=batch.notification,
+        repeats=_NO_LIST,
     )
-
-
-_NO_LIST: list[Any] = cast("Any", ())
-"""In the place of an empty list. Nobody can add anything to it."""
 
 
 class RecentCommits:
@@ -159,7 +158,7 @@ class RecentCommits:
         transitions is kept if it has taken requests: after later ones, these would have an effect."""
         if not batch.batch.runs and not _has_requests(batch):
             return
-        kept = _to_commit_again(batch.batch)
+        kept = to_commit_again(batch.batch)
         taken: Sequence[InboxMessage] = ()
         size = batch.size + COMMIT_BYTES + RUN_BYTES * len(kept.runs)
         if batch.batch.acks or batch.admitted:

@@ -13,7 +13,7 @@ import pytest
 
 from streamflow.daemon import recent_commits as module
 from streamflow.daemon.batch import ShardBatch
-from streamflow.daemon.recent_commits import RecentCommits
+from streamflow.daemon.recent_commits import RecentCommits, to_commit_again
 from streamflow.daemon.shard import OwnedShard, RunWork
 from streamflow.daemon.starts import HeldStart
 from streamflow.events import NOTHING, SignalReceived, encode_transition
@@ -172,6 +172,15 @@ async def bench() -> AsyncIterator[Bench]:
     await bench.acquire()
     yield bench
     await bench.store.close()
+
+
+def test_of_a_commit_all_is_kept_that_another_one_needs() -> None:
+    fields: dict[str, Any] = {name: ["one"] for name in Batch.__struct_fields__}
+    fields |= {"commit": "c", "notification": b"n"}
+    batch = Batch(**fields)
+    kept = to_commit_again(batch)
+    lost = {name for name in Batch.__struct_fields__ if getattr(kept, name) != getattr(batch, name)}
+    assert lost == {"commit", "acks", "sent", "poisons", "repeats"}
 
 
 async def test_all_that_commits_have_written_is_there_again(bench: Bench) -> None:
