@@ -163,8 +163,7 @@ class Daemon:
 
     def _on_mismatch(self) -> None:
         """The namespace has other settings than this daemon now: only one that is started with them can serve it."""
-        for shard in list(self.owner.shards.values()):
-            self.owner.drop(shard)
+        self.owner.drop(*self.owner.shards.values())
         self._restart = self._owns_process
         self._stop.set()
 

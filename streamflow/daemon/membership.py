@@ -410,8 +410,7 @@ class Membership:
             len(self._owner.shards),
             sum(len(shard.live) for shard in shards),
         )
-        for shard in shards:
-            self._owner.drop(shard)
+        self._owner.drop(*shards)
         self._owner.lost_writes.history_changed()
         self._records.look_for_forgotten()
         self._rollup.merge_again()
@@ -534,9 +533,10 @@ class Membership:
         await self._rollup.store_partials(shards)
         shards = [shard for shard in shards if not shard.dropped]
         releases: list[tuple[OwnedShard, list[Call[Reply]]]] = []
+        running = self._executor.lend({shard.number for shard in shards})
         for shard in shards:
             headers = {run_id: live.header for run_id, live in shard.live.items()}
-            lent = self._records.lend(shard.number, headers, shard.outcomes())
+            lent = self._records.lend(shard.number, running.get(shard.number, ()), headers, shard.outcomes())
             for run_id in shard.careful:
                 record = shard.records.get(run_id, {}).get(CODE)
                 if record is not None and record.host not in ("", NOBODY):
@@ -550,7 +550,8 @@ class Membership:
                 del lent[:LENT]
             calls.append(self._kernel.release_shard(shard.number, shard.token, lent, delivered=shard.suspect_until))
             releases.append((shard, calls))
-            self._owner.drop(shard)
+        self._owner.drop(*shards)
+        for shard in shards:
             self._owner.recent_commits.given_up(shard.number)
         if self._store.is_single:
             await self._send_releases(releases)

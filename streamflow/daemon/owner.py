@@ -298,30 +298,39 @@ class Owner:
         """Let the loop look at what there is to do."""
         self._wake.set()
 
-    def drop(self, shard: OwnedShard) -> None:
-        """Forget a shard: its token is no longer this daemon's, or the server's history changed."""
-        if shard.dropped:
-            return
-        shard.dropped = True
-        self.lost_writes.dropped(shard)
-        self.put_off.dropped(shard)
-        under_way = self._batches.pop(shard.number, None)
-        self.recent_commits.dropped(shard, under_way if under_way is not None and under_way.shard is shard else None)
-        if self.shards.get(shard.number) is shard:
-            del self.shards[shard.number]
-            self.active.pop(shard.number, None)
-            self._executor.cancel_where(lambda running: running.shard == shard.number)
-            self.suspects.forget_shard(shard.number)
-            self._shard_timers.discard(shard.number)
-            for run_id in shard.live:
-                self._run_timers.discard((shard.number, run_id))
-        self._ready.pop(shard.number, None)
-        with one_seal():
-            for run_id, live in shard.live.items():
-                self._idle.pop(run_id, None)
-                self._bytes -= live.size
-                live.machine.close()
-        shard.live.clear()
+    def drop(self, *shards: OwnedShard) -> None:
+        """Forget these shards: their tokens are no longer this daemon's, or the server's history changed. Many are one
+        call, because it goes through the attempts and starts of all."""
+        shards = tuple([shard for shard in shards if not shard.dropped])
+        under_way: dict[OwnedShard, ShardBatch] = {}
+        numbers: set[int] = set()
+        for shard in shards:
+            shard.dropped = True
+            self.lost_writes.dropped(shard)
+            batch = self._batches.pop(shard.number, None)
+            if batch is not None and batch.shard is shard:
+                under_way[shard] = batch
+            if self.shards.get(shard.number) is shard:
+                numbers.add(shard.number)
+                del self.shards[shard.number]
+                self.active.pop(shard.number, None)
+                self._shard_timers.discard(shard.number)
+                for run_id in shard.live:
+                    self._run_timers.discard((shard.number, run_id))
+            self._ready.pop(shard.number, None)
+        if shards:
+            self.put_off.dropped(shards)
+            self.recent_commits.dropped(shards, under_way)
+        if numbers:
+            self._executor.cancel_where(lambda running: running.shard in numbers)
+            self.suspects.forget_shards(numbers)
+        for shard in shards:
+            with one_seal():
+                for run_id, live in shard.live.items():
+                    self._idle.pop(run_id, None)
+                    self._bytes -= live.size
+                    live.machine.close()
+            shard.live.clear()
 
     def follow(self, archive: str, large_payload: int) -> None:
         """Large payloads go to this storage from now on: called with what the namespace's record says."""
@@ -336,8 +345,7 @@ class Owner:
         """Forget all shards and the batches that are under way, when this daemon stops."""
         for batch in self._under_way:
             batch.cancel()
-        for shard in list(self.shards.values()):
-            self.drop(shard)
+        self.drop(*self.shards.values())
 
     @property
     def is_full(self) -> bool:
@@ -405,8 +413,7 @@ class Owner:
                 self._take_starts()
             batches = await self._take_careful_batch(taken) or self._take_batches(taken)
         except Exception:  # a defect: what these shards have in memory can't be trusted
-            for shard in taken:
-                self.drop(shard)
+            self.drop(*taken)
             raise
         self.on_caught_up()
         if self._executor.crowded and self._count_results() < self._most_results // 2:
@@ -564,8 +571,7 @@ class Owner:
             for first in range(0, len(shards), DUE_SHARDS):
                 await self._take_due_runs(shards[first : first + DUE_SHARDS])
         except Exception:  # a defect: nothing else knows when these shards are due
-            for shard in shards:
-                self.drop(shard)
+            self.drop(*shards)
             raise
 
     async def _take_due_runs(self, due: list[OwnedShard]) -> None:
@@ -661,8 +667,7 @@ class Owner:
             for batch in batches:
                 self._defect(batch.shard, error)
         except asyncio.CancelledError:  # by `close`, or by user code that cancels all tasks that it finds
-            for batch in batches:
-                self.drop(batch.shard)
+            self.drop(*[batch.shard for batch in batches])
             raise
         finally:
             if careful:
@@ -1063,8 +1068,7 @@ class Owner:
                 shard.number,
                 ", ".join(answer.conflicts),
             )
-            for run_id in answer.conflicts:
-                self._executor.cancel_where(lambda running, run_id=run_id: running.run_id == run_id)
+            self._executor.cancel_where(lambda running: running.run_id in answer.conflicts)
             shard.suspect.update(answer.conflicts)
             batch.put_back()
         else:

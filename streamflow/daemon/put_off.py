@@ -29,7 +29,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -386,15 +386,17 @@ class RunsPutOff:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def dropped(self, shard: OwnedShard) -> None:
-        """The shard is another daemon's, or is read again: what it has put off comes again with all else."""
-        for task in [task for task, (of, _) in self._tasks.items() if of is shard]:
+    def dropped(self, shards: Collection[OwnedShard]) -> None:
+        """The shards are other daemons', or are read again: what they have put off comes again with all else."""
+        going = set(shards)
+        for task in [task for task, (of, _) in self._tasks.items() if of in going]:
             task.cancel()
-        for run_id, entry in shard.put_off.items():
-            self.bytes -= entry.size
-            self._all.pop((shard.number, run_id), None)
-        shard.put_off.clear()
-        shard.returned.clear()
+        for shard in going:
+            for run_id, entry in shard.put_off.items():
+                self.bytes -= entry.size
+                self._all.pop((shard.number, run_id), None)
+            shard.put_off.clear()
+            shard.returned.clear()
 
     def waits(self) -> tuple[int, list[StorageWait]]:
         """How many runs wait for storage for long, and some of them, the longest first."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -87,7 +87,8 @@ async def _wake_nothing(shard: OwnedShard, run_ids: Iterable[str]) -> None:
 
 class _Kept(msgspec.Struct, eq=False, gc=False):
     """A commit that was accepted. `nonce`: of the token under which it is on the server, if it is, and `number`: the
-    commit's under that token; `history`: that of the server then. `taken`: the messages that its transitions took."""
+    commit's under that token; `history`: that of the server then. `taken`: the messages that its transitions took.
+    `is_gone`: it is in no line any more."""
 
     shard: int
     nonce: str
@@ -97,6 +98,7 @@ class _Kept(msgspec.Struct, eq=False, gc=False):
     taken: Sequence[InboxMessage]
     size: int
     at: float
+    is_gone: bool = False
 
 
 def to_commit_again(batch: Batch) -> Batch:
@@ -139,6 +141,8 @@ class RecentCommits:
         self._forgotten: dict[int, tuple[str, int]] = {}
         """By shard, the newest commit that was kept and isn't any more: the token's nonce, and its number."""
         self._all: deque[_Kept] = deque()
+        self._gone = 0
+        """How many of these are in no line any more."""
         self._by_shard: dict[int, deque[_Kept]] = {}
         """The same, in the order in which they were accepted."""
         self._bytes = 0
@@ -187,6 +191,10 @@ class RecentCommits:
 
     def _drop_oldest(self) -> None:
         entry = self._all.popleft()
+        if entry.is_gone:
+            self._gone -= 1
+            return
+        entry.is_gone = True
         self._bytes -= entry.size
         self._forgotten[entry.shard] = entry.nonce, entry.number
         line = self._by_shard.get(entry.shard)
@@ -195,19 +203,26 @@ class RecentCommits:
             if not line:
                 del self._by_shard[entry.shard]
 
-    def dropped(self, shard: OwnedShard, under_way: ShardBatch | None) -> None:
-        """The shard is no longer worked for: keep the starts that were read and that no commit has. A commit that is
-        under way may have been accepted; nothing has followed from it, but what it was decided from may be gone."""
-        messages = list(shard.inbox)
-        messages += [message for work in shard.aside.values() for message in work.messages]
-        if under_way is not None:
-            if under_way.is_sent:
-                self.accepted(shard, shard.commits + 1, under_way)
-            messages += [message for work in under_way.work.values() for message in work.messages]
-        messages += [held.messages[0] for held in self._held.values() if held.shard is shard]
-        starts = {message.run_id: message for message in messages if message.kind == "start"}
-        if starts:
-            self._starts[shard.number] = starts
+    def dropped(self, shards: Collection[OwnedShard], under_way: Mapping[OwnedShard, ShardBatch]) -> None:
+        """The shards are no longer worked for: keep the starts that were read and that no commit has. Commits that are
+        under way may have been accepted; nothing has followed from them, but what they were decided from may be
+        gone."""
+        by_shard: dict[OwnedShard, list[InboxMessage]] = {}
+        for held in self._held.values():
+            if held.shard.dropped:
+                by_shard.setdefault(held.shard, []).append(held.messages[0])
+        for shard in shards:
+            messages = list(shard.inbox)
+            messages += [message for work in shard.aside.values() for message in work.messages]
+            batch = under_way.get(shard)
+            if batch is not None:
+                if batch.is_sent:
+                    self.accepted(shard, shard.commits + 1, batch)
+                messages += [message for work in batch.work.values() for message in work.messages]
+            messages += by_shard.get(shard, ())
+            starts = {message.run_id: message for message in messages if message.kind == "start"}
+            if starts:
+                self._starts[shard.number] = starts
 
     def given_up(self, number: int) -> None:
         """The shard was given up: whatever the server loses of it from now on, its next owner has decided from it."""
@@ -225,11 +240,16 @@ class RecentCommits:
         self._remove(self._by_shard.pop(number, ()))
 
     def _remove(self, entries: Iterable[_Kept]) -> None:
-        """Those that are in no line any more."""
-        gone = {id(entry) for entry in entries}
-        if gone:
-            self._all = deque(entry for entry in self._all if id(entry) not in gone)
-            self._bytes = sum(entry.size for entry in self._all)
+        """Those that are in no line any more. They stay among all until they are half of it: removed one shard at a
+        time, all would be gone through as often as there are shards."""
+        for entry in entries:
+            if not entry.is_gone:
+                entry.is_gone = True
+                self._gone += 1
+                self._bytes -= entry.size
+        if self._gone > len(self._all) // 2:
+            self._all = deque([entry for entry in self._all if not entry.is_gone])
+            self._gone = 0
 
     # --- what is missing ----------------------------------------------------------------------------------------------
 

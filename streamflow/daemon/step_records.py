@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -167,20 +167,27 @@ class StepRecords:
 
     # --- handing over -------------------------------------------------------------------------------------------------
 
-    def lend(self, shard: int, headers: dict[str, Header], ended: dict[str, list[Outcome]]) -> list[LentStep]:
+    def lend(
+        self,
+        shard: int,
+        running: Iterable[Running],
+        headers: Mapping[str, Header],
+        ended: Mapping[str, Sequence[Outcome]],
+    ) -> list[LentStep]:
         """The shard is about to be released: its attempts that run continue, with this daemon as their host. Until
         `released`, the server isn't asked about them.
 
-        `headers`: of its live runs; `ended`: outcomes that no commit has recorded, which the new owner gets, too.
+        `running`: what the executor has lent of it; `headers`: of its live runs; `ended`: outcomes that no commit has
+        recorded, which the new owner gets, too.
         """
         self._releasing.add(shard)
         lent: list[_Lent] = []
-        for running in self._executor.lend(shard):
-            header, job = headers.get(running.run_id), running.job
+        for one in running:
+            header, job = headers.get(one.run_id), one.job
             if header is None or job.created != header.created:  # nobody would ever ask for it
-                self._executor.stop_lent(running.run_id, job.seq, job.attempt)
+                self._executor.stop_lent(one.run_id, job.seq, job.attempt)
             else:
-                lent.append(_Lent(shard, running.run_id, header.created, job.seq, job.attempt))
+                lent.append(_Lent(shard, one.run_id, header.created, job.seq, job.attempt))
         for run_id, outcomes in ended.items():
             header = headers.get(run_id)
             for outcome in outcomes if header is not None else ():

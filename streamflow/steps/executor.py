@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -398,16 +398,19 @@ class StepExecutor:
             self._finish(running)
             self._start_waiting()
 
-    def lend(self, shard: int) -> list[Running]:
-        """The shard has another owner from now on: its attempts that run continue, and `cancel_where` doesn't find them
-        any more; those that wait for a slot are for the new owner. Returns the ones that continue."""
-        attempts = [running for running in self._attempts.values() if running.shard == shard and not running.lent]
-        for running in attempts:
+    def lend(self, shards: Collection[int]) -> dict[int, list[Running]]:
+        """These shards have other owners from now on: their attempts that run continue, and `cancel_where` doesn't find
+        them any more; those that wait for a slot are for the new owners. Returns the ones that continue, by shard."""
+        lent: dict[int, list[Running]] = {}
+        for running in list(self._attempts.values()):
+            if running.lent or running.shard not in shards:
+                continue
             if running.started == 0.0:
                 self._finish(running)
             else:
                 running.lent = True
-        return [running for running in attempts if running.lent]
+                lent.setdefault(running.shard, []).append(running)
+        return lent
 
     def reporting(self) -> list[Running]:
         """The attempts that run and have called `sf.heartbeat`."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from hashlib import sha256
 
 import anyio
@@ -194,13 +194,13 @@ class Suspects:
         """The code of the run was run, or the run is parked."""
         self._known.pop((shard, run_id), None)
 
-    def forget_shard(self, shard: int) -> None:
-        """The shard has another owner, or none."""
-        self._known = {key: suspect for key, suspect in self._known.items() if key[0] != shard}
+    def forget_shards(self, shards: Collection[int]) -> None:
+        """These shards have other owners, or none."""
+        self._known = {key: suspect for key, suspect in self._known.items() if key[0] not in shards}
         for trial in (*self._waiting, *self._started):
-            trial.over = trial.over or trial.shard == shard
+            trial.over = trial.over or trial.shard in shards
         self._waiting = [trial for trial in self._waiting if not trial.over]
-        self._stale.set()  # it may name code or steps of this shard, and have another owner's read it as true
+        self._stale.set()  # it may name code or steps of these shards, and have another owner's read it as true
 
     # --- the code of a run --------------------------------------------------------------------------------------------
 

@@ -111,9 +111,10 @@ class Parts:
     def active(self) -> dict[int, OwnedShard]:
         return self.shards
 
-    def drop(self, shard: OwnedShard) -> None:
-        self.dropped.append(shard.number)
-        self.shards.pop(shard.number, None)
+    def drop(self, *shards: OwnedShard) -> None:
+        for shard in shards:
+            self.dropped.append(shard.number)
+            self.shards.pop(shard.number, None)
 
     def retry_broken(self) -> None:
         self.retried += 1
@@ -121,8 +122,10 @@ class Parts:
     def look_at_clock(self) -> None:
         self.looked += 1
 
-    # step records
-    def lend(self, shard: int, *_: Any) -> list[LentStep]:
+    # step records, and the executor, which is asked once for all
+    def lend(self, shard: Any, *of_records: Any) -> Any:
+        if not of_records:
+            return {}
         self.lent.append(shard)
         return [LentStep(f"r/{seq}", "me", 5, 1) for seq in range(1, self.steps.get(shard, 0) + 1)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -661,6 +662,24 @@ async def test_a_timer_that_is_not_due_any_more_while_a_step_runs_is_dropped() -
     await bench.turn()
     assert bench.steps.started == [(0, "r", 2, 1), (0, "r", 3, 1)]
     assert bench.owner._run_timers.next == math.inf
+
+
+async def test_shards_that_are_dropped_together_are_one_look_at_all_attempts() -> None:
+    bench = Bench()
+    shards = [bench.shard, *(owned(number) for number in range(1, 7))]
+    for shard in shards[1:]:
+        bench.owner.add(shard)
+    for shard in shards:
+        put(shard, start(f"1-{shard.number}", f"r{shard.number}", "stepping", 1))
+        bench.owner.wake(shard)
+    await bench.turn()
+    bench.owner.drop(*shards[:5])
+    [is_cancelled] = bench.steps.conditions
+    assert [is_cancelled(SimpleNamespace(shard=shard.number)) for shard in shards] == [True] * 5 + [False] * 2
+    assert list(bench.owner.shards) == list(bench.owner.active) == [5, 6]
+    assert [len(shard.live) for shard in shards] == [0] * 5 + [1] * 2
+    bench.owner.drop(*shards[:5])
+    assert len(bench.steps.conditions) == 1, "they are gone already"
 
 
 async def test_timers_of_a_shard_that_is_lost_are_dropped() -> None:

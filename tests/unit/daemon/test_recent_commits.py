@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,7 +128,7 @@ class Bench(LosingServer):
     def lose_shard(self, saved: Any, under_way: ShardBatch | None = None) -> None:
         """The server has what it had then, and the daemon has dropped the shard."""
         self.shard.dropped = True
-        self.commits.dropped(self.shard, under_way)
+        self.commits.dropped([self.shard], {} if under_way is None else {self.shard: under_way})
         self.lose(saved, self.keys.owner)
 
     def before_a_commit(self, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Awaitable[None]]) -> None:
@@ -530,6 +531,56 @@ async def test_little_is_kept_and_not_for_long(bench: Bench, monkeypatch: pytest
     bench.lose_shard(bench.saved())
     await bench.acquire()
     assert bench.forgotten == [0], "what is old is there"
+
+
+def owned(number: int) -> OwnedShard:
+    return OwnedShard(number, KERNEL.keys.shard(number), f"1:nonce{number}")
+
+
+def small_batch(shard: OwnedShard) -> ShardBatch:
+    return ShardBatch(shard, Batch("s.1", [RunWrite("a", b"", b"", b"", NOTE)]))
+
+
+async def test_giving_up_shard_after_shard_goes_through_all_commits_few_times(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drained daemon gives up all of its shards at once, and has kept thousands of commits."""
+    examined = 0
+
+    class Watched(deque[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal examined
+            examined += len(self)
+            return super().__iter__()
+
+    shards = [owned(number) for number in range(64)]
+    commits = bench.commits
+    commits._all = Watched()
+    for number in range(1, 11):
+        for shard in shards:
+            commits.accepted(shard, number, small_batch(shard))
+    kept = len(commits._all)
+    assert kept == 640
+    size = commits._bytes // kept
+    monkeypatch.setattr(module, "deque", Watched)
+    for count, shard in enumerate(shards, start=1):
+        commits.given_up(shard.number)
+        assert commits._bytes == size * (kept - 10 * count)
+        assert len(commits._all) <= 2 * (kept - 10 * count), "what is gone takes no more than what is kept"
+    assert examined < 3 * kept
+
+
+async def test_what_is_gone_is_not_what_was_forgotten_last(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up, and too old afterwards: the next commits of the shard are another owner's."""
+    commits = bench.commits
+    for number in (0, 1, 1, 1):
+        commits.accepted(owned(number), 1, small_batch(owned(number)))
+    commits.given_up(0)
+    later = time.monotonic() + module.KEEP_SECONDS + 1
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: later))
+    commits.accepted(owned(2), 1, small_batch(owned(2)))
+    assert set(commits._forgotten) == {1}
+    assert (len(commits._all), commits._gone) == (1, 0)
 
 
 async def test_a_shard_that_cannot_be_mended_is_acquired_without(bench: Bench) -> None:

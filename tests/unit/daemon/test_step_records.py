@@ -73,7 +73,7 @@ class Bench:
         await anyio.wait_all_tasks_blocked()
 
     def lend(self, **ended: list[Outcome]) -> list[LentStep]:
-        lent = self.records.lend(0, HEADERS, ended)
+        lent = self.records.lend(0, self.executor.lend([0]).get(0, ()), HEADERS, ended)
         self.records.released([0])
         return lent
 
@@ -124,7 +124,7 @@ async def test_nothing_is_asked_or_reported_before_the_release_is_answered(it: B
     name a host then that doesn't run it, for which the run would wait forever."""
     it.store.answers["extend_steps"] = "l"
     await it.begin()
-    ended = it.records.lend(0, HEADERS, {"r": [Outcome(3, 1, 2.0, raw(7))]})
+    ended = it.records.lend(0, it.executor.lend([0]).get(0, ()), HEADERS, {"r": [Outcome(3, 1, 2.0, raw(7))]})
     assert [lent.step for lent in ended] == ["r/1", "r/3"]
     await it.records.run_once()
     assert await it.records.report_once()
@@ -140,7 +140,7 @@ async def test_nothing_is_asked_or_reported_before_the_release_is_answered(it: B
 async def test_a_daemon_that_leaves_waits_for_the_answer_to_a_release(it: Bench) -> None:
     """In turns: the release is another task's."""
     await it.begin()
-    it.records.lend(0, HEADERS, {"r": [Outcome(3, 1, 2.0, raw(7))]})
+    it.records.lend(0, it.executor.lend([0]).get(0, ()), HEADERS, {"r": [Outcome(3, 1, 2.0, raw(7))]})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(it.records.return_rest)
         await anyio.sleep(0.05)
@@ -151,7 +151,7 @@ async def test_a_daemon_that_leaves_waits_for_the_answer_to_a_release(it: Bench)
 
 async def test_a_step_of_a_run_that_is_not_there_any_more_is_not_lent(it: Bench) -> None:
     await it.begin()
-    assert it.records.lend(0, {}, {}) == []
+    assert it.records.lend(0, it.executor.lend([0]).get(0, ()), {}, {}) == []
     assert not it.executor.has("r", 1)
 
 

@@ -195,7 +195,7 @@ async def test_a_step_that_is_cancelled_before_its_trial_never_begins(it: Bench)
     it.suspects.cancel("r", 2)
     it.end(1)
     await until(lambda: it.begun == {3})
-    it.suspects.forget_shard(0)
+    it.suspects.forget_shards([0])
     await until(lambda: it.note.waiting == ())
 
 
@@ -251,8 +251,8 @@ async def test_the_note_no_longer_names_what_belongs_to_another_owner(it: Bench)
     it.suspects.learn(Suspect(4, "worse", 0, 2))
     await it.suspects.mark_code(3, "bad", "c7")
     it.suspects.code_ended(more=True)
-    it.suspects.forget_shard(3)
-    it.suspects.forget_shard(4)
+    it.suspects.forget_shards([3])
+    it.suspects.forget_shards([4])
     await until(lambda: it.note == Note())
 
 
