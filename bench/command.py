@@ -31,6 +31,7 @@ from .signals import bench_signals
 from .stream import bench_stream
 from .takeover import bench_takeover
 from .throughput import bench_chain, bench_fanout, bench_shards
+from .turns_command import turns
 
 Workload = Callable[[Rig, Options, Report], Awaitable[None]]
 
@@ -85,7 +86,8 @@ def command(
     On a cluster (--cluster, or --redis redis+cluster://…) there is no ceiling to compare with; the share of all
     commands that the busiest master gets is measured instead.
 
-    `streamflow bench isolation` is apart: it measures what harmful user code does to other runs, and has other options.
+    Apart, with options of their own: `streamflow bench isolation` measures what harmful user code does to other runs,
+    `streamflow bench turns` compares the daemons of two checkouts.
 
     \b
     Example:
@@ -121,8 +123,9 @@ async def run_bench(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code. Usage errors are click's, and raised."""
     words = list(arguments or ())
-    if words[:1] == ["isolation"]:
-        code: Any = isolation.main(words[1:], prog_name="streamflow bench isolation", standalone_mode=False)
+    apart = {"isolation": isolation, "turns": turns}.get(words[0]) if words else None
+    if apart is not None:
+        code: Any = apart.main(words[1:], prog_name=f"streamflow bench {words[0]}", standalone_mode=False)
     else:
         code = command.main(words, prog_name="streamflow bench", standalone_mode=False)
     return code if isinstance(code, int) else 0

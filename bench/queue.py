@@ -26,18 +26,18 @@ async def bench_queue(rig: Rig, options: Options, report: Report) -> None:
     bursts: list[tuple[Spent, float]] = []
     async with deployment(rig, options.shards, options.daemons) as system:
         worker = system.add_worker("bench", CONCURRENCY)
-        await _burst(system, max(runs // 4, 1))  # the first burst also waits for the worker to start
+        await burst_of_queued(system, max(runs // 4, 1))  # the first burst also waits for the worker to start
         for _ in range(options.repeat):
             report.progress(f"queue: {runs:,} runs of {STEPS} steps")
             before = cpu_seconds(worker.pid)
             watch = await Stopwatch.start(system)
-            await _burst(system, runs)
+            await burst_of_queued(system, runs)
             spent = await watch.stop()
             bursts.append((spent, cpu_seconds(worker.pid) - before))
         alone: list[float] = []
         for _ in range(options.scaled(ALONE)):
             watch = await Stopwatch.start(system)
-            await _burst(system, 1)
+            await burst_of_queued(system, 1)
             alone.append((await watch.stop()).wall / STEPS * 1000)
     rates = [runs * STEPS / spent.wall for spent, _ in bursts]
     spread = f"{runs:,} runs × {STEPS}, {min(rates):,.0f} to {max(rates):,.0f}"
@@ -48,7 +48,7 @@ async def bench_queue(rig: Rig, options: Options, report: Report) -> None:
         report.add(Figure(f"queue.{name}_cpu", seconds / (runs * STEPS) * 1e6, "µs/step", "the last burst"))
 
 
-async def _burst(system: Deployment, runs: int) -> None:
+async def burst_of_queued(system: Deployment, runs: int) -> None:
     started = await system.client.start_many(queued_chain, [(STEPS,)] * runs)
     results = set(await asyncio.gather(*(run.result(timeout=60) for run in started)))
     assert results == {STEPS}, f"queue gave {results}, not {STEPS}"

@@ -122,7 +122,8 @@ async def _servers_of(url: str) -> list[str]:
 
 @dataclass
 class Deployment:
-    """A namespace with its daemons and a client."""
+    """A namespace with its daemons and a client. `source`: the directory of another streamflow that its processes
+    run."""
 
     rig: Rig
     client: Client
@@ -130,13 +131,14 @@ class Deployment:
     shards: int
     app: str = APP
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    source: Path | None = None
     daemons: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
     workers: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
 
     def add_daemon(self) -> DaemonProcess:
         log = self.rig.folder / f"{self.namespace}-{len(self.daemons)}.log"
         settings = {"shards": self.shards, "log_format": "text", "log_level": "warning", **self.settings}
-        daemon = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings)
+        daemon = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings, source=self.source)
         self.daemons.append(daemon)
         return daemon
 
@@ -145,7 +147,7 @@ class Deployment:
         log = self.rig.folder / f"{self.namespace}-worker.log"
         command = ("worker", "--queue", queue, "--concurrency", str(concurrency))
         settings = {"log_level": "warning", **self.settings}
-        worker = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings, command)
+        worker = DaemonProcess(self.app, self.rig.url, self.namespace, log, settings, command, self.source)
         self.workers.append(worker)
         return worker
 
@@ -204,12 +206,13 @@ async def deployment(
     settings: Mapping[str, object] = _NOTHING,
     *,
     keep: bool = False,
+    source: Path | None = None,
 ) -> AsyncGenerator[Deployment]:
     """A new namespace, ready for work; deleted at the end unless `keep`, when the server ends with it. `settings`: more
-    fields of `Settings` for its processes."""
+    fields of `Settings` for its processes; `source`: as of `Deployment`."""
     namespace = f"bench-{secrets.token_hex(4)}"
     async with connect(rig.url, namespace=namespace) as client:
-        system = Deployment(rig, client, namespace, shards, app, settings)
+        system = Deployment(rig, client, namespace, shards, app, settings, source)
         try:
             for _ in range(daemons):
                 system.add_daemon()

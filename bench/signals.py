@@ -29,10 +29,10 @@ async def bench_signals(rig: Rig, options: Options, report: Report) -> None:
     spents: list[Spent] = []
     transitions = 0
     async with deployment(rig, options.shards, options.daemons) as system:
-        await _burst(system, max(signals // 10, 1))
+        await burst_of_signals(system, max(signals // 10, 1))
         for _ in range(options.repeat):
             report.progress(f"signals: {signals:,} into one run")
-            spent, transitions = await _burst(system, signals)
+            spent, transitions = await burst_of_signals(system, signals)
             rates.append(signals / spent.wall)
             spents.append(spent)
     middle = spents[rates.index(statistics.median_low(rates))]
@@ -43,7 +43,7 @@ async def bench_signals(rig: Rig, options: Options, report: Report) -> None:
         report.add(Figure(f"signals.{name}_cpu", seconds / signals * 1e6, "µs/signal"))
 
 
-async def _burst(system: Deployment, signals: int) -> tuple[Spent, int]:
+async def burst_of_signals(system: Deployment, signals: int) -> tuple[Spent, int]:
     """Send the numbers 1 to `signals`, and wait until the run has counted them. Also gives the transitions."""
     run = await system.client.start(tally)
     await system.reduced()

@@ -51,10 +51,12 @@ async def bench_chain(rig: Rig, options: Options, report: Report) -> None:
 async def _sizes(rig: Rig, options: Options, report: Report, runs: int) -> None:
     """What a run that has ended keeps, and what it writes: figures of the worksheet in docs/operations.md."""
     async with deployment(rig, options.shards, options.daemons) as system:
-        await _burst(system, "chain", runs, CHAIN_STEPS)  # lists that are as long for any number of runs are full
+        await burst_of_runs(
+            system, "chain", runs, CHAIN_STEPS
+        )  # lists that are as long for any number of runs are full
         await anyio.sleep(SETTLE_SECONDS)
         before = (await rig.used_memory(), await system.log_bytes(), await rig.appended())
-        await _burst(system, "chain", runs, CHAIN_STEPS)
+        await burst_of_runs(system, "chain", runs, CHAIN_STEPS)
         await anyio.sleep(SETTLE_SECONDS)
         after = (await rig.used_memory(), await system.log_bytes(), await rig.appended())
     memory, log, appended = (new - old for new, old in zip(after, before, strict=True))
@@ -81,7 +83,7 @@ async def bench_shards(rig: Rig, options: Options, report: Report) -> None:
     ):
         for bursts in range(options.repeat + 1):
             for system, rates in ((single, one_rates), (sharded, many_rates)):
-                burst, _ = await _burst(system, "chain", runs if bursts else runs // 4, CHAIN_STEPS)
+                burst, _ = await burst_of_runs(system, "chain", runs if bursts else runs // 4, CHAIN_STEPS)
                 if bursts:  # the first burst warms up
                     rates.append(burst.rate)
     rate_one, rate_many = statistics.median(one_rates), statistics.median(many_rates)
@@ -94,11 +96,11 @@ async def _with_ceiling(name: str, rig: Rig, options: Options, report: Report, r
     bursts: list[Burst] = []
     ceilings: list[float] = []
     async with deployment(rig, options.shards, options.daemons) as system:
-        _, shape = await _burst(system, name, max(runs // 4, 1), width)
+        _, shape = await burst_of_runs(system, name, max(runs // 4, 1), width)
         before = await rig.commands()
         for _ in range(options.repeat):
             report.progress(f"{name}: {runs:,} runs of {width} steps")
-            burst, shape = await _burst(system, name, runs, width)
+            burst, shape = await burst_of_runs(system, name, runs, width)
             bursts.append(burst)
             if len(rig.servers) == 1:
                 ceilings.append(burst.steps / await ceiling(rig.url, shape, runs))
@@ -125,7 +127,7 @@ async def _with_ceiling(name: str, rig: Rig, options: Options, report: Report, r
     return rate
 
 
-async def _burst(system: Deployment, name: str, runs: int, width: int) -> tuple[Burst, Shape]:
+async def burst_of_runs(system: Deployment, name: str, runs: int, width: int) -> tuple[Burst, Shape]:
     workflow = {"chain": chain, "fanout": fanout}[name]
     logged = await system.total("XLEN", "log")
     watch = await Stopwatch.start(system)

@@ -22,12 +22,13 @@ from streamflow import binary
 from streamflow.interpreter import python_command
 
 
-def own_environ(settings: Mapping[str, object] | None = None) -> dict[str, str]:
+def own_environ(settings: Mapping[str, object] | None = None, source: Path | None = None) -> dict[str, str]:
     """The environment for a child process that imports the same streamflow, however this process was started.
 
-    `settings`: fields of `Settings` and options of the log, which override those of this process.
+    `settings`: fields of `Settings` and options of the log, which override those of this process. `source`: the
+    directory of another streamflow that it imports.
     """
-    above = str(Path(streamflow.__file__).parent.parent)
+    above = str(source or Path(streamflow.__file__).parent.parent)
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]  # '' is where it is started
     if binary.root() is None and above not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths.insert(0, above)
@@ -43,16 +44,18 @@ def private_file(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "ab")
 
 
-def start_python(words: list[str], log: Path | None, settings: Mapping[str, object]) -> subprocess.Popen[bytes]:
+def start_python(
+    words: list[str], log: Path | None, settings: Mapping[str, object], source: Path | None = None
+) -> subprocess.Popen[bytes]:
     """Start this Python with these arguments, in a session of its own: Ctrl-C goes to this process only, which ends its
     children itself. Its output is appended to `log`; None: it goes where that of this process does. What may be secret
-    belongs into `settings`."""
+    belongs into `settings`. `source`: the directory of another streamflow that it imports."""
     with contextlib.nullcontext() if log is None else private_file(log) as output:
         return subprocess.Popen(
             python_command(*words),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=own_environ(settings),
+            env=own_environ(settings, source),
             start_new_session=True,
         )

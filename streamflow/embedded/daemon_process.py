@@ -37,7 +37,7 @@ class DaemonProcess:
     does. `settings`: fields of `Settings`, which override the environment; they have no settings file unless `config`
     names one, or is empty for that of the directory: what demo and bench do doesn't depend on where they are started.
     Nor do they take a port for HTTP or a log file that the environment names for another process. `arguments`: command
-    and options.
+    and options. `source`: the directory of another streamflow that it runs, to compare them.
     """
 
     def __init__(
@@ -48,11 +48,12 @@ class DaemonProcess:
         log: Path | None,
         settings: Mapping[str, object] = _NOTHING,
         arguments: Sequence[str] = ("daemon",),
+        source: Path | None = None,
     ) -> None:
         self.log = Path(os.devnull) if log is None else log
         words = ["-m", "streamflow", *arguments, "--app", app, "--namespace", namespace]
         given = {"config": os.devnull, "http": "", "log_file": "", **settings}
-        self.process = start_python(words, log, {**given, "redis": url})
+        self.process = start_python(words, log, {**given, "redis": url}, source)
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "streamflow-watchdog", str(self.pid)],
             stdin=subprocess.PIPE,
