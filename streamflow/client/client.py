@@ -80,7 +80,7 @@ from streamflow.model import codec
 from streamflow.model.attributes import Attribute, check_attributes
 from streamflow.model.names import check_name, check_run_id
 from streamflow.model.record import STOPPED, Header, Status, decode_header, incarnation_of
-from streamflow.model.references import MARK
+from streamflow.model.references import has_mark
 from streamflow.model.sharding import full_run_id
 from streamflow.model.sleeping import is_asleep
 from streamflow.model.start_word import NOTHING, StartWord
@@ -1402,11 +1402,11 @@ class Client:
         return session.payloads
 
     async def _joined(self, data: bytes) -> bytes:
-        return (await self._all_joined([data]))[0] if MARK in data else data
+        return (await self._all_joined([data]))[0] if has_mark(data) else data
 
     async def _all_joined(self, values: list[bytes]) -> list[bytes]:
         """Encoded values with what their references to storage stand for. Raises `ArchiveError`."""
-        if not any(MARK in value for value in values):
+        if not any(has_mark(value) for value in values):
             return values
         await self.read_namespace()
         return await self.payloads.joined(values)

@@ -19,7 +19,7 @@ import msgspec
 from streamflow.archive.payloads import Payloads, open_payloads
 from streamflow.errors import ArchiveError, UsageError
 from streamflow.events import AnyEvent, Transition, decode_transition
-from streamflow.model.references import MARK, cut, join, references_in, week_of
+from streamflow.model.references import cut, has_mark, join, references_in, week_of
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class ClientPayloads:
 
     async def joined(self, values: Sequence[bytes]) -> list[bytes]:
         """The values with what their references stand for. Raises `ArchiveError`, `ArchiveDamaged`."""
-        wanted = list({one: None for value in values if MARK in value for one in references_in(value)})
+        wanted = list({one: None for value in values if has_mark(value) for one in references_in(value)})
         if not wanted:
             return list(values)
         try:
@@ -57,7 +57,7 @@ class ClientPayloads:
 
     async def joined_event(self, event: AnyEvent) -> AnyEvent:
         data = _encode(event)
-        if MARK not in data:
+        if not has_mark(data):
             return event
         [transition] = await self.joined_transitions([Transition(0, [event])])
         return transition.events[0]

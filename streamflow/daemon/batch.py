@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,17 @@ from streamflow.daemon.large_payloads import BODY, EVENT, LargePayloads, StoreFi
 from streamflow.daemon.paused import CHANGES, behind_cancel, keeps_stuck, pause_wanted, paused_text
 from streamflow.daemon.put_off import POSTPONED, Need, take_returned
 from streamflow.daemon.relay import OutboxEntry
-from streamflow.daemon.shard import CODE, IN_LOG, RUN_BYTES, LiveRun, OwnedShard, RunWork, StepRecord, parked_by
+from streamflow.daemon.shard import (
+    CODE,
+    IN_LOG,
+    RUN_BYTES,
+    CrowdedInbox,
+    LiveRun,
+    OwnedShard,
+    RunWork,
+    StepRecord,
+    parked_by,
+)
 from streamflow.errors import Failure, UsageError
 from streamflow.events import (
     NOTHING,
@@ -68,7 +79,7 @@ from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.failures import failure_of, line_of_function
 from streamflow.model.logged import LARGE, Origin, encode_logged, encode_origin
 from streamflow.model.record import STOPPED, Header, Status, decode_header, parent_link
-from streamflow.model.references import MARK
+from streamflow.model.references import MARK, MARK_BYTE
 from streamflow.store.kernel import FRESH, Attempt, Batch, Poison, Put, RunWrite, Send, listed_under
 from streamflow.store.namespace import Namespace
 from streamflow.store.pauses import Pause
@@ -272,9 +283,16 @@ class ShardBatch(msgspec.Struct, eq=False):
     def _collect_messages(self, size: int, count: int) -> int:
         """Add messages. `size`, `count`: bytes and number of the inputs that are in the batch. Returns the bytes."""
         work, inbox = self.work, self.shard.inbox
+        crowds: dict[str, deque[InboxMessage]] = {}
+        left = len(inbox)
+        if type(inbox) is CrowdedInbox:
+            crowds = inbox.crowds
+            left -= sum(map(len, crowds.values()))
+            size, count = self._collect_crowds(crowds, size, count)
         may_wait = bool(self.alone or self.shard.portions)
         later: list[InboxMessage] = []
-        while inbox and len(work) < RUNS and size < BYTES and count < INPUTS:
+        while left and len(work) < RUNS and size < BYTES and count < INPUTS:
+            left -= 1
             message = inbox.popleft()
             kind = message.kind
             if kind in _RARE:
@@ -283,17 +301,23 @@ class ShardBatch(msgspec.Struct, eq=False):
                     continue
                 self.may_pause = True
             run_work = work.get(message.run_id)
+            if crowds and message.run_id in crowds:
+                crowds[message.run_id].append(message)
+                continue
             if (
                 run_work is not None
                 and (len(run_work.messages) >= RUN_INPUTS or may_wait)
                 and (message.run_id in self.alone or self._has_enough(message.run_id, run_work))
             ):
-                later.append(message)
+                if may_wait:
+                    later.append(message)
+                else:
+                    crowds[message.run_id] = deque([message])
                 continue
             body = message.body
             size += len(body)
             count += 1
-            if MARK in body:
+            if MARK_BYTE in body and MARK in body:
                 self.may_have_references = True
             if run_work is None or kind == "start":
                 self._add(work, message)
@@ -301,7 +325,45 @@ class ShardBatch(msgspec.Struct, eq=False):
                 run_work.messages.append(message)
         if later:
             inbox.extendleft(reversed(later))
+        if crowds and type(inbox) is not CrowdedInbox:
+            self.shard.inbox = CrowdedInbox(inbox, crowds)
+        elif not crowds and type(inbox) is CrowdedInbox:
+            self.shard.inbox = deque(inbox)
         return size
+
+    def _collect_crowds(self, crowds: dict[str, deque[InboxMessage]], size: int, count: int) -> tuple[int, int]:
+        """Add messages of runs that had enough in a batch before, to half of what has room in this one at most: others
+        have the rest. Runs of which messages are left have their next turns behind the other such runs."""
+        work = self.work
+        most_runs, most_bytes, most = (len(work) + RUNS + 1) // 2, (size + BYTES) // 2, (count + INPUTS) // 2
+        for run_id in list(crowds):
+            if len(work) >= most_runs or size >= most_bytes or count >= most:
+                break
+            run_work = work.get(run_id) or RunWork()
+            room = 0 if run_id in self.alone else self._room(run_id, run_work)
+            if room <= 0:
+                continue
+            work[run_id] = run_work
+            crowd = crowds.pop(run_id)
+            for _ in range(min(room, len(crowd))):
+                message = crowd.popleft()
+                body = message.body
+                size += len(body)
+                count += 1
+                if message.kind in CHANGES:
+                    self.may_pause = True
+                if MARK_BYTE in body and MARK in body:
+                    self.may_have_references = True
+                if message.kind == "start":
+                    self._add(work, message)
+                else:
+                    run_work.messages.append(message)
+                if size >= BYTES:
+                    break
+            if crowd:
+                crowds[run_id] = crowd
+                self.divided.add(run_id)
+        return size, count
 
     def _collect_about_others(self, message: InboxMessage) -> None:
         """One that isn't for the run whose id it has."""
@@ -328,15 +390,17 @@ class ShardBatch(msgspec.Struct, eq=False):
         return size
 
     def _has_enough(self, run_id: str, run_work: RunWork) -> bool:
-        count = len(run_work.messages)
-        portions = self.shard.portions
-        if portions and run_id in portions:
-            enough = count + len(run_work.inputs) >= portions[run_id]
-        else:
-            enough = count >= RUN_INPUTS
+        enough = self._room(run_id, run_work) <= 0
         if enough:
             self.divided.add(run_id)
         return enough
+
+    def _room(self, run_id: str, run_work: RunWork) -> int:
+        """How many more messages of a run go into this batch."""
+        portions = self.shard.portions
+        if portions and run_id in portions:
+            return portions[run_id] - len(run_work.messages) - len(run_work.inputs)
+        return RUN_INPUTS - len(run_work.messages)
 
     def collect_careful(self, run_id: str) -> None:
         """Move what waits for the turn of this run into this batch, up to the limit."""

@@ -33,7 +33,7 @@ from streamflow.loops import retry_forever
 from streamflow.machine.snapshot import waits_in
 from streamflow.model.codec import DECODE_ERRORS
 from streamflow.model.record import Header, Status, decode_header
-from streamflow.model.references import MARK
+from streamflow.model.references import has_mark
 from streamflow.model.waits import waits_of
 from streamflow.store.connection import Call
 from streamflow.store.kernel import Reply
@@ -174,7 +174,7 @@ class Hibernation:
             if score is not None and not float(score) - now >= self.after_ms:  # also -1: its steps are in flight
                 following = min(following, now + self.after_ms)
                 continue
-            if any(MARK in element for element in (*run.record, *values.values())):
+            if any(has_mark(element) for element in (*run.record, *values.values())):
                 following = min(following, now + self.after_ms)
                 continue  # it may refer to large payloads, which are kept for what is on the server or archived
             named = {name.decode(errors="replace"): value for name, value in values.items()}

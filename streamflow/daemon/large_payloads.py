@@ -25,7 +25,7 @@ from streamflow.daemon.put_off import Need
 from streamflow.daemon.shard import OwnedShard, RunWork
 from streamflow.errors import ArchiveError, UsageError
 from streamflow.machine.transition import Outcome
-from streamflow.model.references import MARK, Reference, cut, join, references_in, week_of
+from streamflow.model.references import Reference, cut, has_mark, join, references_in, week_of
 from streamflow.wire import is_fork
 
 _log = logging.getLogger("streamflow.storage")
@@ -170,14 +170,14 @@ class LargePayloads:
 def _references(values: Iterable[bytes]) -> list[Reference]:
     found: dict[Reference, None] = {}
     for value in values:
-        if MARK in value:
+        if has_mark(value):
             found.update(dict.fromkeys(references_in(value)))
     return list(found)
 
 
 def _join_messages(work: RunWork, found: Mapping[Reference, bytes]) -> None:
     for position, message in enumerate(work.messages):
-        if MARK in message.body:
+        if has_mark(message.body):
             work.messages[position] = msgspec.structs.replace(message, body=join(message.body, found))
 
 

@@ -7,9 +7,10 @@ reduce, or decide. Called by: owner, inbox reader, membership, relay, rollup.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -162,6 +163,48 @@ def first_outbox(token: str) -> int:
     return (owner or 1) << NUMBER_BITS
 
 
+class CrowdedInbox(deque[InboxMessage]):
+    """Messages that were read, and are in no batch, while some runs have more of them than go into one.
+
+    `crowds`: of those runs, in order, what comes before their messages in the deque itself. So a batch doesn't go
+    through thousands of them again to find those of others. What is defined here is about both, all else about the
+    deque itself.
+    """
+
+    __slots__ = ("crowds",)
+
+    def __init__(self, messages: Iterable[InboxMessage], crowds: dict[str, deque[InboxMessage]]) -> None:
+        super().__init__(messages)
+        self.crowds = crowds
+
+    def __len__(self) -> int:
+        return super().__len__() + sum(map(len, self.crowds.values()))
+
+    def __bool__(self) -> bool:
+        return super().__len__() > 0 or bool(self.crowds)
+
+    def __iter__(self) -> Iterator[InboxMessage]:
+        return itertools.chain(*self.crowds.values(), super().__iter__())
+
+    def extendleft(self, iterable: Iterable[InboxMessage]) -> None:
+        for message in iterable:
+            crowd = self.crowds.get(message.run_id) if message.is_for_run else None
+            (super() if crowd is None else crowd).appendleft(message)
+
+    def remove(self, value: InboxMessage) -> None:
+        crowd = self.crowds.get(value.run_id)
+        if crowd is None or value not in crowd:
+            super().remove(value)
+            return
+        crowd.remove(value)
+        if not crowd:
+            del self.crowds[value.run_id]
+
+    def clear(self) -> None:
+        super().clear()
+        self.crowds.clear()
+
+
 class OwnedShard:
     """A shard that this daemon holds with `token`. Everything here may be thrown away: the server has the truth."""
 
@@ -171,6 +214,7 @@ class OwnedShard:
         self.token = token
         self.epoch = token.partition(":")[0]
         self.inbox: deque[InboxMessage] = deque()
+        """What was read, and is in no batch; that of each run is in order. Another object while runs have crowds."""
         self.position = "0-0"
         """The last message of the inbox that was read."""
         self.suspect: set[str] = set()

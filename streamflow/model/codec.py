@@ -70,7 +70,17 @@ def encode(value: object, what: str) -> bytes:
 
     Raises `PayloadInvalid`, `PayloadTooLarge`.
     """
-    return _encode(value, what, type(value) not in SCALARS and has_set(value))
+    kind = type(value)
+    if kind not in SCALARS:
+        return _encode(value, what, has_set(value))
+    if kind not in SIZED or len(value) <= SMALL:  # pyright: ignore[reportArgumentType, reportUnknownArgumentType]
+        try:
+            data = _encoder.encode(value)
+        except Exception:  # it is encoded again, for the message
+            data = b""
+        if 0 < len(data) <= SMALL:
+            return data
+    return _encode(value, what, False)
 
 
 def _encode(value: object, what: str, sets: bool) -> bytes:

@@ -21,6 +21,9 @@ MAX_TEXT = 1024
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=+~/-]*")
 _ASK_ID = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*")
+MOST_KNOWN = 1000
+_known: set[str] = set()
+"""Names that were allowed before: an app has few, and the same ones come with each signal and value."""
 
 
 def check_run_id(run_id: str) -> str:
@@ -31,8 +34,13 @@ def check_run_id(run_id: str) -> str:
 
 def check_name(kind: str, name: str) -> str:
     """`name` itself. Raises `InvalidName`; `kind` says in its message what was named: workflow, step, queue, …"""
+    if type(name) is str and name in _known:
+        return name
     alphabet = "letters, digits and _ . : @ = + ~ -, starting with a letter, digit or _"
-    return _check(kind, name, _NAME, MAX_NAME, alphabet)
+    checked = _check(kind, name, _NAME, MAX_NAME, alphabet)
+    if type(name) is str and len(_known) < MOST_KNOWN:
+        _known.add(checked)
+    return checked
 
 
 def check_ask_id(ask_id: str) -> str:

@@ -36,7 +36,7 @@ from streamflow.loops import retry_forever
 from streamflow.machine.sealed import hide
 from streamflow.machine.transition import Outcome
 from streamflow.model.codec import DECLINED, DECODE_ERRORS, UnfitArguments
-from streamflow.model.references import MARK, references_in
+from streamflow.model.references import has_mark, references_in
 from streamflow.steps.executor import StepExecutor
 from streamflow.steps.suspects import Suspects
 from streamflow.store.cluster_subscription import open_subscription
@@ -533,7 +533,7 @@ class QueueReader:
             self._decline(claim, UnfitArguments.__name__, text)
             return
         args = queued.args.copy()
-        if MARK in bytes(args) and references_in(bytes(args)):
+        if has_mark(data := bytes(args)) and references_in(data):
             fetching = asyncio.create_task(self._submit_when_fetched(claim, queued, newest))
             hide(fetching)
             self._confirming.add(fetching)
