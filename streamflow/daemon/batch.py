@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -146,6 +146,8 @@ UNKNOWN = -2
 """Not a score: the plan of a loaded run until it is reduced. The agenda may still have the last owner's score."""
 
 
+_NO_CROWDS = OrderedDict[str, deque[InboxMessage]]()
+"""Of an inbox that has none. Nothing is added to it."""
 _RARE = ABOUT_OTHERS | CHANGES
 """Kinds of messages that `_collect_messages` has to tell from others."""
 
@@ -283,12 +285,15 @@ class ShardBatch(msgspec.Struct, eq=False):
     def _collect_messages(self, size: int, count: int) -> int:
         """Add messages. `size`, `count`: bytes and number of the inputs that are in the batch. Returns the bytes."""
         work, inbox = self.work, self.shard.inbox
-        crowds: dict[str, deque[InboxMessage]] = {}
         left = len(inbox)
-        if type(inbox) is CrowdedInbox:
-            crowds = inbox.crowds
+        crowded = inbox if type(inbox) is CrowdedInbox else None
+        crowds = _NO_CROWDS
+        if crowded is not None:
+            crowds = crowded.crowds
             left -= sum(map(len, crowds.values()))
-            size, count = self._collect_crowds(crowds, size, count)
+            crowded.are_first = not crowded.are_first
+            if crowded.are_first:
+                size, count = self._collect_crowds(crowded, size, count)
         may_wait = bool(self.alone or self.shard.portions)
         later: list[InboxMessage] = []
         while left and len(work) < RUNS and size < BYTES and count < INPUTS:
@@ -311,8 +316,10 @@ class ShardBatch(msgspec.Struct, eq=False):
             ):
                 if may_wait:
                     later.append(message)
-                else:
-                    crowds[message.run_id] = deque([message])
+                    continue
+                if crowds is _NO_CROWDS:
+                    crowds = OrderedDict[str, deque[InboxMessage]]()
+                crowds[message.run_id] = deque([message])
                 continue
             body = message.body
             size += len(body)
@@ -325,17 +332,23 @@ class ShardBatch(msgspec.Struct, eq=False):
                 run_work.messages.append(message)
         if later:
             inbox.extendleft(reversed(later))
-        if crowds and type(inbox) is not CrowdedInbox:
+        if crowded is not None:
+            if not crowded.are_first:
+                size, count = self._collect_crowds(crowded, size, count)
+            if not crowds:
+                self.shard.inbox = deque(inbox)
+        elif crowds:
             self.shard.inbox = CrowdedInbox(inbox, crowds)
-        elif not crowds and type(inbox) is CrowdedInbox:
-            self.shard.inbox = deque(inbox)
+        self.divided.update([run_id for run_id in crowds if run_id in work])
         return size
 
-    def _collect_crowds(self, crowds: dict[str, deque[InboxMessage]], size: int, count: int) -> tuple[int, int]:
-        """Add messages of runs that had enough in a batch before, to half of what has room in this one at most: others
-        have the rest. Runs of which messages are left have their next turns behind the other such runs."""
-        work = self.work
-        most_runs, most_bytes, most = (len(work) + RUNS + 1) // 2, (size + BYTES) // 2, (count + INPUTS) // 2
+    def _collect_crowds(self, inbox: CrowdedInbox, size: int, count: int) -> tuple[int, int]:
+        """Add messages of runs that had enough in a batch before. If they are first, others have half of what has room
+        in this one. Runs of which messages are left have their next turns behind the other such runs."""
+        work, crowds = self.work, inbox.crowds
+        most_runs, most_bytes, most = RUNS, BYTES, INPUTS
+        if inbox.are_first:
+            most_runs, most_bytes, most = (len(work) + RUNS + 1) // 2, (size + BYTES) // 2, (count + INPUTS) // 2
         for run_id in list(crowds):
             if len(work) >= most_runs or size >= most_bytes or count >= most:
                 break
@@ -362,7 +375,6 @@ class ShardBatch(msgspec.Struct, eq=False):
                     break
             if crowd:
                 crowds[run_id] = crowd
-                self.divided.add(run_id)
         return size, count
 
     def _collect_about_others(self, message: InboxMessage) -> None:

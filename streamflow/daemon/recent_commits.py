@@ -141,8 +141,8 @@ class RecentCommits:
         self._forgotten: dict[int, tuple[str, int]] = {}
         """By shard, the newest commit that was kept and isn't any more: the token's nonce, and its number."""
         self._all: deque[_Kept] = deque()
-        self._gone = 0
-        """How many of these are in no line any more."""
+        self._gone = self._gone_bytes = 0
+        """How many of these are in no line any more, and their bytes, which don't count."""
         self._by_shard: dict[int, deque[_Kept]] = {}
         """The same, in the order in which they were accepted."""
         self._bytes = 0
@@ -193,6 +193,7 @@ class RecentCommits:
         entry = self._all.popleft()
         if entry.is_gone:
             self._gone -= 1
+            self._gone_bytes -= entry.size
             return
         entry.is_gone = True
         self._bytes -= entry.size
@@ -240,16 +241,17 @@ class RecentCommits:
         self._remove(self._by_shard.pop(number, ()))
 
     def _remove(self, entries: Iterable[_Kept]) -> None:
-        """Those that are in no line any more. They stay among all until they are half of it: removed one shard at a
-        time, all would be gone through as often as there are shards."""
+        """Those that are in no line any more. They stay among all until they are half of it, or large: removed one
+        shard at a time, all would be gone through as often as there are shards."""
         for entry in entries:
             if not entry.is_gone:
                 entry.is_gone = True
                 self._gone += 1
+                self._gone_bytes += entry.size
                 self._bytes -= entry.size
-        if self._gone > len(self._all) // 2:
+        if self._gone > len(self._all) // 2 or self._gone_bytes > KEEP_BYTES // 8:
             self._all = deque([entry for entry in self._all if not entry.is_gone])
-            self._gone = 0
+            self._gone = self._gone_bytes = 0
 
     # --- what is missing ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -167,15 +167,17 @@ class CrowdedInbox(deque[InboxMessage]):
     """Messages that were read, and are in no batch, while some runs have more of them than go into one.
 
     `crowds`: of those runs, in order, what comes before their messages in the deque itself. So a batch doesn't go
-    through thousands of them again to find those of others. What is defined here is about both, all else about the
-    deque itself.
+    through thousands of them again to find those of others. The next one is at the beginning. What is defined here is
+    about both, all else about the deque itself.
     """
 
-    __slots__ = ("crowds",)
+    __slots__ = ("are_first", "crowds")
 
-    def __init__(self, messages: Iterable[InboxMessage], crowds: dict[str, deque[InboxMessage]]) -> None:
+    def __init__(self, messages: Iterable[InboxMessage], crowds: OrderedDict[str, deque[InboxMessage]]) -> None:
         super().__init__(messages)
         self.crowds = crowds
+        self.are_first = True
+        """Crowds are collected before others, in every other batch: what comes last may find the commit full."""
 
     def __len__(self) -> int:
         return super().__len__() + sum(map(len, self.crowds.values()))
@@ -189,7 +191,11 @@ class CrowdedInbox(deque[InboxMessage]):
     def extendleft(self, iterable: Iterable[InboxMessage]) -> None:
         for message in iterable:
             crowd = self.crowds.get(message.run_id) if message.is_for_run else None
-            (super() if crowd is None else crowd).appendleft(message)
+            if crowd is None:
+                super().appendleft(message)
+            else:
+                crowd.appendleft(message)
+                self.crowds.move_to_end(message.run_id, last=False)
 
     def remove(self, value: InboxMessage) -> None:
         crowd = self.crowds.get(value.run_id)

@@ -112,6 +112,40 @@ def test_crowds_leave_half_of_a_batch_to_others_and_take_turns(monkeypatch: pyte
     assert served >= set(hot), "none of them waits for the same others"
 
 
+def test_nobody_waits_for_good_if_each_commit_is_full_after_one_run() -> None:
+    """By what it writes, not by what was collected. More comes for the crowds all the time."""
+    shard = owned()
+    hot = ["h0", "h1", "h2"]
+    number = 0
+    served: list[str] = []
+    for turn in range(24):
+        for run_id in hot:
+            for _ in range(4 if turn else 40):
+                number += 1
+                put(shard, signal(f"{number}-0", run_id, "item"))
+        if turn == 2:
+            put(shard, signal(f"{number}-1", "other", "item"))
+        batch = collected(shard)
+        first, *others = batch.work
+        served.append(first)
+        if others:
+            batch._put_back_from(others[0])  # pyright: ignore[reportPrivateUsage]
+    assert "other" in served[:6]
+    assert min(served.count(run_id) for run_id in hot) >= 5
+
+
+def test_a_run_of_which_outcomes_fill_its_portion_stays_divided() -> None:
+    shard = owned()
+    put(shard, *(signal(f"1-{n}", "hot", "item", n) for n in range(10)))
+    collected(shard)
+    shard.portions = {"hot": 3}
+    for seq in range(3):
+        shard.add_input("hot", Outcome(seq, 1, 0.0))
+    batch = collected(shard)
+    assert taken(batch) == {"hot": []}
+    assert batch.divided == {"hot"}, "its portion is kept for the next one"
+
+
 runs = st.sampled_from(["a", "b", "c"])
 happenings = st.lists(
     st.one_of(

@@ -570,6 +570,21 @@ async def test_giving_up_shard_after_shard_goes_through_all_commits_few_times(
     assert examined < 3 * kept
 
 
+async def test_large_commits_that_are_gone_do_not_stay_behind_many_small_ones(bench: Bench) -> None:
+    commits = bench.commits
+    for number in range(1, 1001):
+        commits.accepted(owned(0), number, small_batch(owned(0)))
+    for number in range(1, 300):
+        large = small_batch(owned(1))
+        large.size = module.KEEP_BYTES // 100
+        commits.accepted(owned(1), number, large)
+        commits.given_up(1)
+        assert (
+            commits._gone_bytes == sum(entry.size for entry in commits._all if entry.is_gone) <= module.KEEP_BYTES // 8
+        )
+    assert len(commits._by_shard[0]) == 1000
+
+
 async def test_what_is_gone_is_not_what_was_forgotten_last(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given up, and too old afterwards: the next commits of the shard are another owner's."""
     commits = bench.commits
