@@ -308,11 +308,16 @@ class InboxReader:
             self._unasked.discard(shard.number)
             if entries:
                 self._unannounced[shard.number] = len(entries)
+        kind = run_id = ""
+        last_kind = last_run = b""
+        has_come = False
         for entry, fields in entries:
             body = fields.get(b"body", b"")
             size += len(body)
-            kind = fields.get(b"kind", b"").decode(errors="replace")
-            run_id = fields.get(b"run", b"").decode(errors="replace")
+            if (one := fields.get(b"kind", b"")) != last_kind:
+                last_kind, kind = one, one.decode(errors="replace")
+            if (one := fields.get(b"run", b"")) != last_run:  # else one str for all messages of a hot run
+                last_run, run_id = one, one.decode(errors="replace")
             header, identity = fields.get(b"header", b""), fields.get(b"from", b"")
             message = InboxMessage(entry.decode(), kind, run_id, body, header, identity)
             shard.position = message.id
@@ -324,6 +329,8 @@ class InboxReader:
             elif (kind == "start" or run_id in starts.held) and starts.offer(shard, message):
                 continue
             shard.inbox.append(message)
+            has_come = True
+        if has_come:
             self._on_messages(shard)
         return size
 

@@ -24,12 +24,19 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@=+~-]*")
 MOST_KNOWN = 1000
 _known: set[str] = set()
 """Names that were allowed before: an app has few, and the same ones come with each signal and value."""
+_last: list[str | None] = [None]
+"""The run id that was allowed last: thousands of messages may be for one run."""
 
 
 def check_run_id(run_id: str) -> str:
     """`run_id` itself. Raises `InvalidName`."""
+    if type(run_id) is str and run_id == _last[0]:
+        return run_id
     alphabet = "letters, digits and _ . : @ = + ~ / -, starting with a letter or digit"
-    return _check("run id", run_id, _RUN_ID, MAX_ID, alphabet)
+    checked = _check("run id", run_id, _RUN_ID, MAX_ID, alphabet)
+    if type(run_id) is str:
+        _last[0] = checked
+    return checked
 
 
 def check_name(kind: str, name: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamflow.errors import InvalidName
+from streamflow.model import names
 from streamflow.model.names import MAX_ID, MAX_NAME, check_name, check_run_id
 
 DANGEROUS = "{}*?[]^#$'\"\\ \t\r\n\0\x1b\x7f\x9b\u202e\u2066"
@@ -76,3 +79,18 @@ def refusal(run_id: str) -> str:
     except InvalidName as error:
         return str(error)
     return ""
+
+
+def test_what_was_allowed_before_allows_nothing_else() -> None:
+    """Names that were checked, and the last run id, aren't checked again."""
+    names._last[0] = None  # pyright: ignore[reportPrivateUsage]
+    for _ in range(2):
+        for wrong in ("", "a b", "/x", 5, None, b"order-7"):
+            with pytest.raises(InvalidName):
+                check_run_id(cast("str", wrong))
+            with pytest.raises(InvalidName):
+                check_name("step", cast("str", wrong))
+        assert check_run_id("order/7") == "order/7"
+        assert check_name("step", "order-7") == "order-7"
+    with pytest.raises(InvalidName):
+        check_name("step", "order/7")
