@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from streamflow.embedded.server import EmbeddedServer
 from streamflow.machine import sealed
+from streamflow.workflow.app import App
 from tests.support.examples import examples
 
 REDIS_SERVER = shutil.which("redis-server")
@@ -176,6 +177,18 @@ def modules_of_a_test_go_with_it(tmp_path_factory: pytest.TempPathFactory) -> It
             del sys.modules[name]
         else:
             _modules_that_stay.add(name)
+
+
+@pytest.fixture(autouse=True)
+def what_a_test_registers_goes_with_it(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed for lack of time may be run again, and defines the same steps in its module's app."""
+    app = getattr(request.module, "app", None)
+    known = {name: dict(value) for name, value in vars(app).items() if type(value) is dict} if type(app) is App else {}
+    yield
+    for name, value in known.items():
+        registered = vars(app)[name]
+        registered.clear()
+        registered.update(value)
 
 
 @pytest.fixture(autouse=True)
