@@ -145,6 +145,8 @@ class StepRecords:
         """By what the server knows that an attempt runs here; None while it knows nothing of that."""
         job = running.job
         if not running.lent:
+            if running.over and self._executor.has(running.run_id, job.seq):
+                return None  # its shard came back, and it is run again: what this execution emitted is void
             owned = self._owner.shards.get(running.shard)
             return None if owned is None else Holder(self._kernel.keys.shard(running.shard).owner, "token", owned.token)
         lent = self.lends.get((running.run_id, job.seq))

@@ -119,6 +119,19 @@ async def test_what_runs_is_lent_and_what_waits_is_left_to_the_new_owner(it: Ben
     assert it.executor.has("r", 1), "dropping the shard doesn't stop it"
 
 
+async def test_a_cancelled_execution_emits_no_more_once_the_step_is_run_again(it: Bench) -> None:
+    await it.begin()
+    [first] = it.executor._attempts.values()
+    assert it.records.holder_of(first) is not None
+    it.executor.cancel_where(lambda running: running.shard == 0)
+    assert it.records.holder_of(first) is not None, "what it has emitted until then may be stored"
+    await it.begin()
+    [second] = it.executor._attempts.values()
+    assert second is not first
+    assert it.records.holder_of(first) is None
+    assert it.records.holder_of(second) is not None
+
+
 async def test_nothing_is_asked_or_reported_before_the_release_is_answered(it: Bench) -> None:
     """There is no record before: the server would call the attempt lost, or leave it unmarked, and the release would
     name a host then that doesn't run it, for which the run would wait forever."""
