@@ -301,11 +301,14 @@ class Owner:
     def drop(self, *shards: OwnedShard) -> None:
         """Forget these shards: their tokens are no longer this daemon's, or the server's history changed. Many are one
         call, because it goes through the attempts and starts of all."""
-        shards = tuple([shard for shard in shards if not shard.dropped])
+        going: list[OwnedShard] = []
         under_way: dict[OwnedShard, ShardBatch] = {}
         numbers: set[int] = set()
         for shard in shards:
+            if shard.dropped:
+                continue
             shard.dropped = True
+            going.append(shard)
             self.lost_writes.dropped(shard)
             batch = self._batches.pop(shard.number, None)
             if batch is not None and batch.shard is shard:
@@ -318,19 +321,19 @@ class Owner:
                 for run_id in shard.live:
                     self._run_timers.discard((shard.number, run_id))
             self._ready.pop(shard.number, None)
-        if shards:
-            self.put_off.dropped(shards)
-            self.recent_commits.dropped(shards, under_way)
+        if going:
+            self.put_off.dropped(going)
+            self.recent_commits.dropped(going, under_way)
         if numbers:
             self._executor.cancel_where(lambda running: running.shard in numbers)
             self.suspects.forget_shards(numbers)
-        for shard in shards:
-            with one_seal():
+        with one_seal():
+            for shard in going:
                 for run_id, live in shard.live.items():
                     self._idle.pop(run_id, None)
                     self._bytes -= live.size
                     live.machine.close()
-            shard.live.clear()
+                shard.live.clear()
 
     def follow(self, archive: str, large_payload: int) -> None:
         """Large payloads go to this storage from now on: called with what the namespace's record says."""

@@ -391,7 +391,7 @@ class RunsPutOff:
         going = set(shards)
         for task in [task for task, (of, _) in self._tasks.items() if of in going]:
             task.cancel()
-        for shard in going:
+        for shard in shards:
             for run_id, entry in shard.put_off.items():
                 self.bytes -= entry.size
                 self._all.pop((shard.number, run_id), None)

@@ -416,9 +416,8 @@ class RecentCommits:
         """Nothing of these commits can be stored any more."""
         line = self._by_shard.get(number)
         if line is not None and void:
-            gone = {id(entry) for entry in void}
-            self._by_shard[number] = deque(entry for entry in line if id(entry) not in gone)
             self._remove(void)
+            self._by_shard[number] = deque(entry for entry in line if not entry.is_gone)
 
     def _report(self, mendings: Sequence[_Mending]) -> None:
         runs = [run_id for mending in mendings for run_id in mending.mended]

@@ -145,10 +145,10 @@ class StepRecords:
         """By what the server knows that an attempt runs here; None while it knows nothing of that."""
         job = running.job
         if not running.lent:
-            if running.over and self._executor.has(running.run_id, job.seq):
-                return None  # its shard came back, and it is run again: what this execution emitted is void
             owned = self._owner.shards.get(running.shard)
-            return None if owned is None else Holder(self._kernel.keys.shard(running.shard).owner, "token", owned.token)
+            if owned is None or self._executor.is_replaced(running):  # its shard came back: the token is another one
+                return None
+            return Holder(self._kernel.keys.shard(running.shard).owner, "token", owned.token)
         lent = self.lends.get((running.run_id, job.seq))
         if lent is None or lent.attempt != job.attempt or running.shard in self._releasing:
             return None

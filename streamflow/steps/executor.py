@@ -361,6 +361,10 @@ class StepExecutor:
         """Whether an attempt of this call runs or waits."""
         return (run_id, seq) in self._attempts
 
+    def is_replaced(self, running: Running) -> bool:
+        """Whether its step is run again here: what this execution has emitted since is void."""
+        return running.over and (running.run_id, running.job.seq) in self._attempts
+
     def has_begun(self, run_id: str, seq: int) -> bool:
         """Whether an attempt of this call runs, and doesn't only wait for a slot."""
         running = self._attempts.get((run_id, seq))

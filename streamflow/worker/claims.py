@@ -191,6 +191,8 @@ class Claims:
         claim = self._by_step.get((running.run_id, running.job.seq))
         if claim is None or claim.ended or claim.attempt != running.job.attempt:
             return None
+        if self.executor is not None and self.executor.is_replaced(running):  # the claim is another one
+            return None
         queue, shard = claim.partition
         value = f"{claim.entry} {claim.created} {claim.attempt} wanted"
         return Holder(self._kernel.keys.queue(queue, shard).steps, claim.step, value)

@@ -315,16 +315,22 @@ async def test_a_shard_that_is_lost_during_a_replay_keeps_nothing_of_it(monkeypa
     assert len(bench.commits) == commits
 
 
-async def test_between_the_decisions_of_shards_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And between those of what follows. A shard that is lost then commits nothing."""
-    monkeypatch.setattr("streamflow.daemon.owner.LONGEST_TURN", 0.0)
-    bench = Bench()
+def seven_shards(bench: Bench) -> list[OwnedShard]:
+    """In each a start waits, of a run with a step."""
     shards = [bench.shard, *(owned(number) for number in range(1, 7))]
     for shard in shards[1:]:
         bench.owner.add(shard)
     for shard in shards:
         put(shard, start(f"1-{shard.number}", f"r{shard.number}", "stepping", 1))
         bench.owner.wake(shard)
+    return shards
+
+
+async def test_between_the_decisions_of_shards_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And between those of what follows. A shard that is lost then commits nothing."""
+    monkeypatch.setattr("streamflow.daemon.owner.LONGEST_TURN", 0.0)
+    bench = Bench()
+    shards = seven_shards(bench)
     decided: list[int] = []
     started: list[int] = []
 
@@ -668,14 +674,9 @@ async def test_a_timer_that_is_not_due_any_more_while_a_step_runs_is_dropped() -
 
 async def test_shards_that_are_dropped_together_are_one_look_at_all_attempts() -> None:
     bench = Bench()
-    shards = [bench.shard, *(owned(number) for number in range(1, 7))]
-    for shard in shards[1:]:
-        bench.owner.add(shard)
-    for shard in shards:
-        put(shard, start(f"1-{shard.number}", f"r{shard.number}", "stepping", 1))
-        bench.owner.wake(shard)
+    shards = seven_shards(bench)
     await bench.turn()
-    bench.owner.drop(*shards[:5])
+    bench.owner.drop(*shards[:5], shards[0])
     [is_cancelled] = bench.steps.conditions
     assert [is_cancelled(SimpleNamespace(shard=shard.number)) for shard in shards] == [True] * 5 + [False] * 2
     assert list(bench.owner.shards) == list(bench.owner.active) == [5, 6]

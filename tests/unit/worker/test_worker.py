@@ -691,6 +691,21 @@ async def test_a_returned_attempt_is_stopped_first_and_has_no_outcome(it: Bench)
     assert (it.claims.running, it.claims.unreported) == (0, 0)
 
 
+async def test_a_cancelled_execution_emits_no_more_once_its_entry_came_again(it: Bench) -> None:
+    await it.take(entry(1))
+    [first] = it.executor._attempts.values()
+    assert it.claims.holder_of(first) is not None
+    it.executor.cancel("r", 1)
+    it.claims.add(Claim(("gpu", 0), "9-0", "r", CREATED, 1, 1))
+    job = StepJob(1, 1, forever, raw([1]))
+    job.created = CREATED
+    it.executor.submit(0, "r", job)
+    [second] = it.executor._attempts.values()
+    assert second is not first
+    assert it.claims.holder_of(first) is None
+    assert it.claims.holder_of(second) is not None
+
+
 async def test_a_large_outcome_travels_alone(it: Bench) -> None:
     for seq in (1, 2, 3):
         claim = Claim(("gpu", 0), f"{seq}-0", "r", CREATED, seq, 1)
