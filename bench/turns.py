@@ -126,7 +126,7 @@ def _figure(name: str, load: Load, process: str, spent: Sequence[Sequence[float]
         f"{name}.{process}",
         ratio,
         "this / other",
-        f"± {error * 100:.1f} %; {this:.1f} and {other:.1f} µs a {load.unit}; the same trees compared: {same:.3f}",
+        f"{ratio:.3f} ± {error * 100:.1f} %; {this:.1f} and {other:.1f} µs a {load.unit}; the same trees compared: {same:.3f}",
         at_most=MOST if process != "server" else None,
     )
 
