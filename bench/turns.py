@@ -122,11 +122,12 @@ def _figure(name: str, load: Load, process: str, spent: Sequence[Sequence[float]
     this, other = (
         statistics.median(_sums(spent[first], spent[first + 2])) / 2 / load.units * 1e6 for first in range(2)
     )
+    measured = f"{ratio:.3f} ± {error * 100:.1f} %; {this:.1f} and {other:.1f} µs a {load.unit}"
     return Figure(
         f"{name}.{process}",
         ratio,
         "this / other",
-        f"{ratio:.3f} ± {error * 100:.1f} %; {this:.1f} and {other:.1f} µs a {load.unit}; the same trees compared: {same:.3f}",
+        f"{measured}; the same trees compared: {same:.3f}",
         at_most=MOST if process != "server" else None,
     )
 
